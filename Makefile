@@ -1,0 +1,56 @@
+# Everything happens in .venv; `make demo` and `make test` set it up by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := $(shell grep '^torch==' constraints.txt)
+CRYPTEN := $(shell grep '^crypten==' constraints.txt)
+# Ranks and tests run side by side; one thread each is fastest.
+export OMP_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench-smoke clean
+
+help: ## say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make .venv with every extra and all tools; nothing to do if nothing changed
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mpcfl needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@# torch first, and pinned: other packages would pull its newest GPU build.
+	$(PIP) install -c constraints.txt $(TORCH) setuptools
+	$(PIP) install -c constraints.txt -e '.[all,dev,docs]'
+	@# CrypTen's metadata names packages that don't install; its real needs came with the line above.
+	$(PIP) install --no-deps $(CRYPTEN)
+	@touch $(STAMP)
+
+demo: setup ## train on real data at four parties; the budget every round, the accuracy at the end
+	$(BIN)/mpcfl run launch/jobs/digits.toml
+
+test: setup ## run all tests and measure branch coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: setup ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# The top-level folders parties/ and launch/ are packages of mpcfl only once installed.
+	rm -rf build/typed
+	$(PIP) install --no-deps --no-build-isolation --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy -p mpcfl
+	MYPYPATH=build/typed $(BIN)/mypy benchmarks
+
+format: setup ## rewrite the code in the house format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench-smoke: setup ## compare all backends on a small grid
+	$(BIN)/mpcfl bench --smoke
+
+clean: ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,117 @@
+"""Every error that mpcfl raises on purpose, as one tree.
+
+    MpcflError
+    |-- ConfigError            a job, an option or an argument is wrong
+    |-- PlanError              no noise plan meets the request
+    |-- QuantizeError          a value does not fit the integer grid
+    |-- LedgerError            a privacy ledger is damaged or not this party's
+    |   `-- BudgetExceeded     one more release would pass the privacy budget
+    |-- ProtocolError          a party said what the protocol does not allow
+    |   |-- PartyNotReady      a party can't start or go on; all ranks raise it alike
+    |   |-- OutOfOrder         a single-use object or a stage was used twice
+    |   |-- TranscriptMismatch two parties do not agree on a public fact
+    |   `-- AuthenticationError a message was not made by its claimed sender
+    |-- PartyLost              a party died or fell silent
+    |   `-- QuorumLost         fewer live parties than the plan allows
+    |-- WrapDetected           a value left the range of the ring
+    `-- BackendUnavailable     a backend or its package is not there
+
+A message says what was found, what was expected and what to do. It never holds
+a secret, a share, a key or a value of one party.
+"""
+
+from __future__ import annotations
+
+
+class MpcflError(Exception):
+    """Base of all errors raised by mpcfl; ``str(error)`` is one sentence for the user."""
+
+
+class ConfigError(MpcflError):
+    """A job file, an option or an argument is wrong; the message names the key and the remedy."""
+
+
+class PlanError(MpcflError):
+    """No noise plan meets the request; the message names the nearest one that works."""
+
+
+class QuantizeError(MpcflError):
+    """A value does not fit the integer grid, or no rounding meets the norm bound."""
+
+
+class LedgerError(MpcflError):
+    """A privacy ledger is damaged, is not this party's, or can't be written."""
+
+
+class BudgetExceeded(LedgerError):
+    """One more release would pass the privacy budget.
+
+    Attributes:
+        epsilon_after: epsilon if the release were made, rounded up.
+        epsilon_budget: the budget.
+    """
+
+    def __init__(self, epsilon_after: float, epsilon_budget: float) -> None:
+        super().__init__(
+            f"the next round would raise epsilon to {epsilon_after:.4f}, above the budget of "
+            f"{epsilon_budget:.4f}; the run stops here and keeps the model"
+        )
+        self.epsilon_after = epsilon_after
+        self.epsilon_budget = epsilon_budget
+
+
+class ProtocolError(MpcflError):
+    """A party said something that the protocol does not allow."""
+
+
+class PartyNotReady(ProtocolError):
+    """A party can't start, or can't go on; every rank raises it with the same text.
+
+    Attributes:
+        rank: the lowest rank that can't.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class OutOfOrder(ProtocolError):
+    """A single-use object was used twice, or a stage came out of order."""
+
+
+class TranscriptMismatch(ProtocolError):
+    """Two parties do not agree on a public fact; the message names the parties and the fact."""
+
+
+class AuthenticationError(ProtocolError):
+    """A message was not made by its claimed sender, or was changed; one text for every cause."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a message failed authentication; the channel is not safe and the run stops"
+        )
+
+
+class PartyLost(MpcflError):
+    """A party died or fell silent.
+
+    Attributes:
+        ranks: ranks of the lost parties, where known.
+    """
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class QuorumLost(PartyLost):
+    """Fewer live parties than the plan allows."""
+
+
+class WrapDetected(MpcflError):
+    """A value left the range of the ring."""
+
+
+class BackendUnavailable(MpcflError):
+    """A backend is not registered, or a package that it needs is not installed."""

@@ -1,0 +1,76 @@
+"""Fixtures that tests of several layers share."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended: its exit code and all that it wrote."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Finished]
+
+
+def _run_to_end(command: Sequence[str], *, timeout_s: float, cwd: Path) -> Finished:
+    """Run a command in its own session; a hang becomes a failure that leaves nothing behind."""
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        pytest.fail(f"hung for {timeout_s} s: {shlex.join(map(str, command))}\n{stdout}\n{stderr}")
+    return Finished(process.returncode, stdout, stderr)
+
+
+@pytest.fixture
+def mpcfl_command(tmp_path: Path) -> Run:
+    """Return a function that runs `mpcfl ARGS` in a fresh folder."""
+
+    def run(*arguments: object, timeout_s: float = 120, cwd: Path | None = None) -> Finished:
+        command = [sys.executable, "-m", "mpcfl.launch", *map(str, arguments)]
+        return _run_to_end(command, timeout_s=timeout_s, cwd=cwd or tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def mpirun(tmp_path: Path) -> Run:
+    """Return a function that runs `python ARGS` on n ranks of a real mpirun."""
+
+    def run(n_ranks: int, *arguments: object, timeout_s: float = 120) -> Finished:
+        from mpcfl.launch.mpirun import compose
+
+        command = compose(n_ranks, [str(argument) for argument in arguments])
+        return _run_to_end(command, timeout_s=timeout_s, cwd=tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def repository() -> Path:
+    """Return the root of the checkout."""
+    return Path(__file__).parent.parent

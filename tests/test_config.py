@@ -1,0 +1,140 @@
+"""The job file: what is refused, and how the sentence reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mpcfl.config import Job, Unit, load_job, parse_job
+from mpcfl.errors import ConfigError
+
+GOOD = """
+task = "digits"
+[parties]
+count = 4
+names = ["north", "south", "east", "west"]
+[privacy]
+unit = "record"
+epsilon = 4
+records = 1437
+sample_rate = 0.2
+[training]
+rounds = 3
+[aggregation]
+backend = "crypten"
+"""
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_integer_is_a_real_number(job_file: Path) -> None:
+    assert load_job(job_file).privacy.epsilon == 4.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("privacy.epsilonn=1", "unknown key privacy.epsilonn; did you mean epsilon?"),
+        ("frobnicate=1", "unknown key frobnicate; known keys are aggregation"),
+        ("privacy.epsilon=0", "privacy.epsilon = 0"),
+        ("privacy.epsilon=-1.0", "privacy.epsilon = -1.0"),
+        ("privacy.epsilon=nan", "privacy.epsilon = nan"),
+        ('privacy.epsilon="much"', "privacy.epsilon"),
+        ("privacy.delta=1", "privacy.delta = 1"),
+        ('privacy.unit="family"', "privacy.unit = 'family'"),
+        ("parties.count=2.5", "parties.count = 2.5"),
+        ("parties.count=true", "parties.count = True"),
+        ("parties.count=3", "names lists 4 parties, count says 3"),
+        ('parties.names=["a","a","b","c"]', "a name twice"),
+        ("parties.colluding=0", "parties.colluding = 0"),
+        ("training.local_steps=2", "local_steps must be 1 at record level"),
+        ("aggregation.modulus_bits=12", "modulus_bits below 16"),
+        ("aggregation.key_bits=1024", "aggregation.key_bits = 1024"),
+        ("privacy.placement=\"nowhere\"", "privacy.placement = 'nowhere'"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_file_and_key(
+    job_file: Path, override: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job(job_file, [override])
+    assert words in str(caught.value)
+    assert "job.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "a..b=3", "task.x=3"])
+def test_an_override_that_names_no_key_is_refused(job_file: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_job(job_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("epsilon = 4", "epsilon is missing"),
+        ("records = 1437", "records is missing"),
+        ('unit = "record"', "privacy.unit is missing"),
+        ("rounds = 3", "training.rounds is missing"),
+    ],
+)
+def test_a_missing_key_is_named(job_file: Path, line: str, words: str) -> None:
+    job_file.write_text(GOOD.replace(line, ""))
+    with pytest.raises(ConfigError, match=words):
+        load_job(job_file)
+
+
+def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: can't read"):
+        load_job(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("task = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not a TOML file"):
+        load_job(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [
+        (2, ("north", "south")),
+        (6, ("north", "south", "east", "west", "party-4", "party-5")),
+    ],
+)
+def test_names_are_cut_or_made_up_to_fit_n(
+    job_file: Path, count: int, names: tuple[str, ...]
+) -> None:
+    assert load_job(job_file, parties=count).parties.all_names() == names
+
+
+def test_digest_covers_every_key_and_no_order(job_file: Path) -> None:
+    base = load_job(job_file)
+    assert load_job(job_file, ["privacy.delta=1e-5"]).digest() == base.digest()
+    seen = {base.digest()}
+    for override in ("privacy.delta=1e-6", "training.seed=1", "server.momentum=0.5"):
+        seen.add(load_job(job_file, [override]).digest())
+    assert len(seen) == 4
+
+
+def test_sampling_parties_is_refused_because_it_amplifies_nothing(job_file: Path) -> None:
+    with pytest.raises(ConfigError, match="amplifies nothing"):
+        load_job(job_file, ['privacy.unit="party"'])
+
+
+def test_no_privacy_needs_no_epsilon() -> None:
+    job: Job = parse_job(
+        {
+            "task": "toy",
+            "parties": {"count": 2},
+            "privacy": {"unit": "none"},
+            "training": {"rounds": 1},
+            "aggregation": {"backend": "plain"},
+        },
+        "inline",
+    )
+    assert job.privacy.unit is Unit.NONE
+    assert job.n_ranks == 2
