@@ -1,0 +1,1 @@
+"""Building blocks that are unsafe when used alone. Only `dp`, `secagg` and `net` import them."""
