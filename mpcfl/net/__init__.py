@@ -1,0 +1,1 @@
+"""How parties talk: transports, framing, authenticated channels, and the count of what was sent."""

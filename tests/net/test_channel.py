@@ -1,0 +1,185 @@
+import copy
+import pickle  # noqa: TID251 - to see that secrets refuse it
+
+import numpy as np
+import pytest
+
+from mpcfl.errors import AuthenticationError, OutOfOrder
+from mpcfl.net.channel import PairSecrets, SealedTransport, agree_pair_secrets
+from mpcfl.net.memory import MemoryTransport, run_parties
+
+
+def agree(n_ranks, run_id="run"):
+    return run_parties(n_ranks, lambda transport: agree_pair_secrets(transport, run_id))
+
+
+def channels(purpose="test"):
+    left, right = agree(2)
+    return left.channel(1, purpose), right.channel(0, purpose)
+
+
+def test_both_sides_of_every_pair_derive_the_same_key():
+    secrets = agree(4)
+    for one in range(4):
+        for other in secrets[one].peers:
+            assert secrets[one].key(other, "mask", 1) == secrets[other].key(one, "mask", 1)
+
+
+def test_keys_differ_by_pair_purpose_and_context():
+    secrets = agree(3)[0]
+    keys = {
+        secrets.key(1, "mask", 1),
+        secrets.key(1, "mask", 2),
+        secrets.key(1, "other", 1),
+        secrets.key(2, "mask", 1),
+    }
+    assert len(keys) == 4
+
+
+class FixedBits:
+    def __init__(self, rank):
+        self.rank = rank
+
+    def words(self, count):
+        return np.arange(1, count + 1, dtype=np.uint64) + np.uint64(100 * self.rank)
+
+
+@pytest.mark.parametrize(("run_a", "run_b", "equal"), [("a", "a", True), ("a", "b", False)])
+def test_run_id_is_bound_into_every_key(run_a, run_b, equal):
+    def keys(run_id):
+        def party(transport):
+            return agree_pair_secrets(transport, run_id, FixedBits(transport.rank))
+
+        return run_parties(2, party)[0].key(1, "mask")
+
+    assert (keys(run_a) == keys(run_b)) is equal
+
+
+def test_ranks_with_different_views_of_the_key_exchange_share_no_key():
+    # Rank 2's public key is shown to rank 0 only in a changed form: even ranks 0 and 1 differ.
+    class Changed(MemoryTransport):
+        def allgather(self, message):
+            return [*super().allgather(message)[:2], b"\x09" + bytes(31)]
+
+    def party(transport):
+        if transport.rank == 0:
+            transport.__class__ = Changed
+        return agree_pair_secrets(transport, "run")
+
+    left, right, _ = run_parties(3, party)
+    assert left.key(1, "mask") != right.key(0, "mask")
+
+
+@pytest.mark.parametrize(
+    "bad_key", [bytes(32), b"\x01" + bytes(31), b"short", b"\x07" * 33], ids=len
+)
+def test_weak_or_malformed_public_key_is_refused(bad_key):
+    class Liar(MemoryTransport):
+        def allgather(self, message):
+            return [message, bad_key]
+
+    def party(transport):
+        if transport.rank == 0:
+            transport.__class__ = Liar
+            agree_pair_secrets(transport, "run")
+
+    with pytest.raises(AuthenticationError):
+        run_parties(2, party)
+
+
+def test_reflected_public_key_is_refused():
+    class Mirror(MemoryTransport):
+        def allgather(self, message):
+            return [message, message]
+
+    def party(transport):
+        if transport.rank == 0:
+            transport.__class__ = Mirror
+            agree_pair_secrets(transport, "run")
+
+    with pytest.raises(AuthenticationError):
+        run_parties(2, party)
+
+
+def test_messages_open_in_order_in_both_directions():
+    left, right = channels()
+    for message in (b"", b"one", b"two" * 1000):
+        assert right.open(left.seal(message)) == message
+        assert left.open(right.seal(message)) == message
+
+
+def flip(sealed):
+    return bytes([sealed[0] ^ 1]) + sealed[1:]
+
+
+@pytest.mark.parametrize("change", [flip, lambda s: s[:-1], lambda s: s + b"\x00", lambda _: b""])
+def test_changed_or_cut_message_does_not_open(change):
+    left, right = channels()
+    with pytest.raises(AuthenticationError):
+        right.open(change(left.seal(b"message")))
+
+
+def test_replayed_reordered_and_reflected_messages_do_not_open():
+    left, right = channels()
+    first, second = left.seal(b"1"), left.seal(b"2")
+    with pytest.raises(AuthenticationError):
+        right.open(second)
+    right.open(first)
+    with pytest.raises(AuthenticationError):
+        right.open(first)
+    # Left expects message 0 of right; its own message 0 has the same number but another key.
+    with pytest.raises(AuthenticationError):
+        left.open(first)
+
+
+def test_channels_of_different_purposes_do_not_open_each_other():
+    left, right = agree(2)
+    sealed = left.channel(1, "one").seal(b"message")
+    with pytest.raises(AuthenticationError):
+        right.channel(0, "two").open(sealed)
+
+
+def test_second_channel_for_one_purpose_is_refused_because_nonces_would_repeat():
+    left, _ = agree(2)
+    left.channel(1, "one")
+    with pytest.raises(OutOfOrder):
+        left.channel(1, "one")
+
+
+def test_forgotten_secrets_give_no_more_keys():
+    left, _ = agree(2)
+    left.forget()
+    with pytest.raises(OutOfOrder):
+        left.key(1, "mask")
+
+
+@pytest.mark.parametrize("kind", ["secrets", "channel"])
+def test_secrets_are_not_shown_pickled_copied_or_used_as_condition(kind):
+    secrets = PairSecrets(0, {1: b"\xab" * 32})
+    secret = secrets if kind == "secrets" else secrets.channel(1, "test")
+    assert repr(secret) == f"{type(secret).__name__}(<redacted>)"
+    for leak in (pickle.dumps, copy.copy, bool):
+        with pytest.raises(TypeError):
+            leak(secret)
+
+
+def test_sealed_transport_delivers_and_hides_and_closes():
+    seen = []
+
+    class Tap(MemoryTransport):
+        def exchange(self, outgoing, sources):
+            seen.extend(outgoing.values())
+            return super().exchange(outgoing, sources)
+
+    def party(transport):
+        transport.__class__ = Tap
+        wires = SealedTransport(transport, agree_pair_secrets(transport, "run"), "test")
+        peer = 1 - transport.rank
+        got = wires.exchange({peer: b"hidden words"}, [peer])
+        wires.close()
+        with pytest.raises(OutOfOrder):
+            wires.exchange({peer: b""}, [])
+        return got[peer]
+
+    assert run_parties(2, party) == [b"hidden words"] * 2
+    assert not any(b"hidden" in message for message in seen)
