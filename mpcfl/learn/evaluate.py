@@ -1,0 +1,79 @@
+"""Measure a model on the task's public test data; never on a party's own.
+
+What is measured here may be published: it depends on the public model and on public data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mpcfl.errors import ConfigError
+from mpcfl.learn.task import MeasuresOwnMetrics, Task
+
+# Test records per forward pass: bounds the memory of a wide model's activations.
+_BLOCK = 1024
+
+
+def evaluate(model: nn.Module, task: Task) -> dict[str, float]:
+    """Return the metrics of a model on the public test data.
+
+    ``loss`` is the task's own loss of the whole test data as one batch, so it is a mean or a
+    sum as the task defines it. The other metrics are those of the task's
+    ``metrics(outputs, targets)``, if it has that method. Otherwise integer or boolean
+    targets are taken as class labels and give ``accuracy``: with several columns the
+    predicted class is the largest output, with one column it is class 1 where the output (a
+    logit) is above 0. Targets of a floating type give the loss only.
+
+    Args:
+        model: left unchanged, its training mode included.
+        task: gives the test data and the loss.
+
+    Raises:
+        ConfigError: the test data are empty, or the loss is not a scalar.
+    """
+    inputs, targets = task.test_data()
+    if len(inputs) == 0:
+        raise ConfigError("the task's test_data() returns no records; return at least one")
+    outputs = _outputs(model, inputs)
+    loss = task.loss(outputs, targets)
+    if loss.ndim != 0:
+        raise ConfigError(
+            f"the task's loss() returns shape {tuple(loss.shape)}; return one number, for "
+            "example the mean over the batch"
+        )
+    if isinstance(task, MeasuresOwnMetrics):
+        return {"loss": float(loss), **task.metrics(outputs, targets)}
+    if targets.is_floating_point():
+        return {"loss": float(loss)}
+    return {"loss": float(loss), "accuracy": _accuracy(outputs, targets)}
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the outputs for all inputs, computed as in use, not as in training."""
+    starts = range(0, len(inputs), _BLOCK)
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            return torch.cat([model(inputs[s : s + _BLOCK]) for s in starts])
+    finally:
+        # Module by module: a task may have set a part of its model to evaluation for good.
+        for module, training in was_training.items():
+            module.training = training
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Return the share of test records whose class is predicted rightly."""
+    if outputs.ndim > 1 and outputs.shape[1] > 1:
+        predicted = outputs.argmax(dim=1)
+    else:
+        predicted = (outputs > 0).to(torch.int64)
+    if predicted.numel() != targets.numel():
+        raise ConfigError(
+            f"the model's outputs have shape {tuple(outputs.shape)}, the test targets "
+            f"{tuple(targets.shape)}; return one class label per record, or give the task a "
+            "method metrics(outputs, targets)"
+        )
+    right = predicted.reshape(-1) == targets.reshape(-1)
+    return float(right.double().mean())

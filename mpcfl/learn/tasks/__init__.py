@@ -1,0 +1,1 @@
+"""The tasks that come with mpcfl; registered as entry points, like anybody else's."""

@@ -1,0 +1,151 @@
+"""Stage 1, train: from the public model and a party's own data to its update.
+
+At party level an update is the change that some local steps of gradient descent make. At
+record level it is one clipped gradient per sampled record, so that adding or removing a
+record changes exactly one summand; this file yields them unclipped.
+
+Everything returned here is private to the party and leaves it only clipped, quantized,
+noised and protected. Values that are not finite are passed on: the clip stage counts them
+as zero, because stopping on them would tell something about the data.
+
+Source: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1, for the per-record gradients;
+McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, for the local steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from mpcfl.config import TrainingTable
+from mpcfl.errors import ConfigError
+from mpcfl.learn.model import Vector, flat_parameters
+from mpcfl.learn.task import Records, Task
+
+Matrix = NDArray[np.float64]
+_Tensors = dict[str, Tensor]
+
+
+def local_update(
+    model: nn.Module, data: Records, task: Task, training: TrainingTable, round_id: int
+) -> Matrix:
+    """Return what the local steps change: new minus old parameters.
+
+    The batches run through the records in their own order, step after step and round after
+    round, and start again at the end: no randomness, so a run can be repeated exactly.
+
+    Args:
+        model: the global model; left unchanged.
+        data: this party's records, at least one.
+        task: gives the loss.
+        training: ``local_steps``, ``batch_size`` (all records, if it is larger) and
+            ``learning_rate`` of plain gradient descent.
+        round_id: index of the round, from 0.
+
+    Returns:
+        The update, shape (1, dim), float64: a block with one row, as at record level.
+
+    Privacy: depends on all of the party's records; the party is the unit.
+    """
+    inputs, targets = data
+    local_model = copy.deepcopy(model).train()
+    trainable = [p for p in local_model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=training.learning_rate)
+    for step in range(training.local_steps):
+        batch = _batch(len(inputs), training.batch_size, round_id * training.local_steps + step)
+        optimizer.zero_grad()
+        loss = task.loss(local_model(inputs[batch]), targets[batch])
+        torch.autograd.backward(loss)
+        optimizer.step()
+    update: Vector = flat_parameters(local_model) - flat_parameters(model)
+    return update[np.newaxis]
+
+
+def _batch(n_records: int, batch_size: int, step: int) -> Tensor:
+    """Return the record indices of one step, int64; distinct within a batch."""
+    size = min(batch_size, n_records)
+    return (step * size + torch.arange(size)) % n_records
+
+
+def record_gradients(
+    model: nn.Module, data: Records, task: Task, sample: NDArray[np.int64], microbatch: int
+) -> Iterator[Matrix]:
+    """Yield the negative gradient of each sampled record's loss, unclipped.
+
+    Args:
+        model: the global model; left unchanged. Each record passes through it alone.
+        data: this party's records.
+        task: gives the loss.
+        sample: indices of the sampled records, shape (sampled,), int64; may be empty.
+        microbatch: most records whose gradients are held at a time; bounds the memory by
+            about microbatch x dim x 12 bytes and changes nothing else.
+
+    Yields:
+        Blocks of shape (k, dim), float64, k <= microbatch: one row per sampled record, in
+        the order of ``sample``. An empty sample yields nothing.
+
+    Raises:
+        ConfigError: torch.func can't differentiate the model or the loss record by record.
+
+    Privacy: row i depends on record ``sample[i]`` and the public model only.
+    """
+    inputs, targets = data
+    gradients = _gradient_function(model, task)
+    for start in range(0, len(sample), microbatch):
+        block = torch.tensor(sample[start : start + microbatch])
+        try:
+            by_name = gradients(inputs[block], targets[block])
+        except RuntimeError as error:
+            # The text of torch's error may hold values of a record: chained, not quoted.
+            raise ConfigError(
+                "the task's model or loss can't be differentiated record by record; keep to "
+                "operations that torch.func.vmap supports (no .item(), no branch on values, no "
+                'recurrent layer), or set privacy.unit = "party"'
+            ) from error
+        rows = torch.cat([value.reshape(len(block), -1) for value in by_name.values()], dim=1)
+        # In place: at this size a second copy counts.
+        yield rows.double().neg_().numpy()
+
+
+def _gradient_function(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor], _Tensors]:
+    """Return a function from k inputs and targets to gradients by name, each (k, ...)."""
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    # Copies, so that a layer which writes to a buffer can't change the global model.
+    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+
+    def record_loss(values: _Tensors, record: Tensor, target: Tensor) -> Tensor:
+        state = (values, frozen, buffers)
+        outputs = functional_call(model, state, (record.unsqueeze(0),))
+        return task.loss(outputs, target.unsqueeze(0))
+
+    # "different": each record draws its own dropout mask, as it would alone.
+    per_record: Callable[[_Tensors, Tensor, Tensor], _Tensors] = vmap(
+        grad(record_loss), in_dims=(None, 0, 0), randomness="different"
+    )
+    return lambda records, record_targets: per_record(parameters, records, record_targets)
+
+
+def check_record_gradients(model: nn.Module, task: Task) -> None:
+    """Try per-record gradients on two public test records, before any private one is read.
+
+    A model that fails does so here, where torch's own words may be shown, and at all
+    parties alike.
+
+    Raises:
+        ConfigError: as `record_gradients`, with torch's reason.
+    """
+    inputs, targets = task.test_data()
+    sample = np.arange(min(2, len(inputs)), dtype=np.int64)
+    try:
+        for _ in record_gradients(model, (inputs, targets), task, sample, microbatch=2):
+            pass
+    except ConfigError as error:
+        reason = str(error.__cause__).strip().partition("\n")[0]
+        raise ConfigError(f"{error} (torch says: {reason})") from error

