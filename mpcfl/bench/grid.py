@@ -1,0 +1,190 @@
+"""A grid file: which cells to run. One TOML document, checked as strictly as a job file.
+
+A cell is one process launch: one point of backends x parties x dims x bits, one run of it.
+Cells come in random order, so that a machine that warms up or slows down during an hour
+does not favor the backend that stands first in the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import secrets
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from mpcfl.bench.record import Parameters
+from mpcfl.errors import ConfigError
+from mpcfl.secagg.registry import backend_names
+
+# Only these have a key, so only for these do key_bits and custody make a difference.
+KEYED_BACKENDS = frozenset({"phe", "paillier"})
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class Grid(BaseModel):
+    """One grid; every list is crossed with every other one.
+
+    Attributes:
+        comparable: False labels all records as a trial that proves nothing.
+        runs: process launches per point.
+        values: timed sums per launch.
+        warmups: untimed sums before them.
+        timeout_s: after which a launch counts as failed.
+        largest_dim: by backend, where one is too slow for the longest vectors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+    comparable: bool = True
+    runs: _Count = 5
+    values: _Count = 3
+    warmups: Annotated[int, Field(ge=0)] = 1
+    timeout_s: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] = 300.0
+    backends: Annotated[list[str], Field(min_length=1)]
+    parties: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    dims: Annotated[list[_Count], Field(min_length=1)]
+    modulus_bits: Annotated[list[Annotated[int, Field(ge=8, le=64)]], Field(min_length=1)] = [32]
+    key_bits: Annotated[
+        list[Annotated[int, Field(ge=2048, le=8192, multiple_of=256)]], Field(min_length=1)
+    ] = [3072]
+    custody: Annotated[list[Literal["holder"]], Field(min_length=1)] = ["holder"]
+    links: Annotated[list[Literal["shared-memory"]], Field(min_length=1)] = ["shared-memory"]
+    largest_dim: dict[str, _Count] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One process launch: what to run and how often."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    grid: str
+    parameters: Parameters
+    run: int
+    values: int
+    warmups: int
+    timeout_s: float
+    comparable: bool
+
+    @property
+    def n_ranks(self) -> int:
+        """MPI ranks to start; with custody ``holder`` every rank brings data."""
+        return self.parameters.parties
+
+    def to_json(self) -> str:
+        """Return the cell as JSON, for the ranks to read."""
+        return _CELL.dump_json(self).decode()
+
+
+_CELL: TypeAdapter[Cell] = TypeAdapter(Cell)
+
+
+def parse_cell(text: str) -> Cell:
+    """Read what `Cell.to_json` wrote."""
+    return _CELL.validate_json(text)
+
+
+def load_grid(path: Path) -> Grid:
+    """Read a grid file.
+
+    Raises:
+        ConfigError: the file can't be read, or a key is unknown, missing or out of range.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't read the grid file: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    return parse_grid(document, str(path))
+
+
+def parse_grid(document: Mapping[str, Any], source: str) -> Grid:
+    """Check a parsed grid document; ``source`` is named in every error.
+
+    Raises:
+        ConfigError: names the file, the key and the remedy.
+    """
+    try:
+        grid = Grid.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error.errors(include_url=False)[0])}") from None
+    known = backend_names()
+    for key, names in (("backends", grid.backends), ("largest_dim", list(grid.largest_dim))):
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{source}: {key} names {name!r}, which is no backend"
+                    f"{_suggestion(name, list(known))}"
+                )
+    for key in ("backends", "parties", "dims", "modulus_bits", "key_bits", "custody", "links"):
+        entries = getattr(grid, key)
+        if len(set(entries)) != len(entries):
+            raise ConfigError(f"{source}: {key} has an entry twice; use runs to repeat a cell")
+    if max(grid.parties) > 1 << (min(grid.modulus_bits) - 1):
+        raise ConfigError(
+            f"{source}: parties = {max(grid.parties)} is too many for modulus_bits = "
+            f"{min(grid.modulus_bits)}; their sum would wrap"
+        )
+    return grid
+
+
+def make_cells(grid: Grid) -> list[Cell]:
+    """Return every launch of the grid, in random order.
+
+    Raises:
+        ConfigError: the caps leave nothing to run.
+    """
+    cells = [
+        Cell(
+            grid=grid.name,
+            parameters=parameters,
+            run=run,
+            values=grid.values,
+            warmups=grid.warmups,
+            timeout_s=grid.timeout_s,
+            comparable=grid.comparable,
+        )
+        for parameters in _points(grid)
+        for run in range(grid.runs)
+    ]
+    if not cells:
+        raise ConfigError(f"grid {grid.name}: largest_dim leaves no cell; raise it or lower dims")
+    secrets.SystemRandom().shuffle(cells)
+    return cells
+
+
+def _points(grid: Grid) -> Iterator[Parameters]:
+    axes = (grid.backends, grid.parties, grid.dims, grid.modulus_bits, grid.links)
+    for backend, parties, dim, modulus_bits, link in itertools.product(*axes):
+        if dim > grid.largest_dim.get(backend, dim):
+            continue
+        keys: Iterator[tuple[int | None, str | None]] = iter([(None, None)])
+        if backend in KEYED_BACKENDS:
+            keys = itertools.product(grid.key_bits, grid.custody)
+        for key_bits, custody in keys:
+            yield Parameters(backend, parties, dim, modulus_bits, key_bits, custody, link)
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}{_suggestion(key, sorted(Grid.model_fields))}"
+    if error["type"] == "missing":
+        return f"{key} is missing; add it"
+    message = error["msg"]
+    return f"{key} = {error['input']!r} is not valid: {message[:1].lower()}{message[1:]}"
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

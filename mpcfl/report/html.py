@@ -1,0 +1,183 @@
+"""The page of a training run: what was learned, what it cost in privacy, time and bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mpcfl.report import chart, page, threat_model
+from mpcfl.report.atomic import write_atomically
+from mpcfl.report.run_record import PrivacyRecord, RoundRecord, RunRecord
+from mpcfl.report.units import bytes_text, epsilon_text, seconds_text
+
+_MIB = 1 << 20
+
+
+def write_run_report(record: RunRecord, path: Path) -> None:
+    """Write one self-contained HTML file about a run; an older one is replaced as a whole."""
+    write_atomically(path, run_report(record))
+
+
+def run_report(record: RunRecord) -> str:
+    """Return the page as text; the same record gives the same bytes."""
+    title = f"mpcfl run: {record.job.get('task', 'unnamed task')}"
+    lead = (
+        f"{record.parties} parties, backend {record.backend}, {record.dim:,} parameters, "
+        f"{len(record.rounds)} rounds"
+    )
+    parts = [page.cards(_headline(record))]
+    if record.stopped_early is not None:
+        parts.append(page.note(f"Stopped early: {record.stopped_early}", bad=True))
+    parts += [
+        _progress(record),
+        _cost(record.rounds),
+        _privacy(record),
+        _threats(record),
+        _mapping("The plan", "No noise plan: the run had no privacy.", record.plan),
+        _mapping("The job", "The job is empty.", record.job),
+        _rounds(record.rounds),
+        _mapping("Versions", "No versions were recorded.", record.versions),
+        page.section("Model", page.paragraph(f"SHA-256 of model.pt: {record.model_sha256}")),
+    ]
+    return page.page(title, lead, parts)
+
+
+def _headline(record: RunRecord) -> dict[str, str]:
+    privacy = record.privacy
+    spent = "no privacy"
+    if privacy.unit != "none":
+        spent = f"{epsilon_text(privacy.epsilon)} of {epsilon_text(privacy.epsilon_planned)}"
+    seconds = sum(sum(r.seconds.values()) for r in record.rounds)
+    return {
+        "epsilon spent of planned": spent,
+        "accuracy": _number(record.metrics.get("accuracy")),
+        "time in the rounds": seconds_text(seconds),
+        "bytes sent, all parties": bytes_text(sum(r.bytes_sent for r in record.rounds)),
+    }
+
+
+def _progress(record: RunRecord) -> str:
+    rounds = record.rounds
+    if not rounds:
+        return page.section("Learning", page.paragraph("No round was completed."))
+    x = [r.round for r in rounds]
+    charts = {}
+    for name, label in (("accuracy", "Accuracy on public test data"), ("loss", "Loss")):
+        heights = [getattr(r, name) for r in rounds]
+        if any(height is not None for height in heights):
+            charts[label] = chart.line_chart(x, {name: heights}, ("round", name))
+    spent = [r.epsilon for r in rounds]
+    if any(epsilon is not None for epsilon in spent):
+        planned = record.privacy.epsilon_planned
+        charts["Epsilon spent, planned coalition's view"] = chart.line_chart(
+            x,
+            {"spent": spent},
+            ("round", "epsilon"),
+            limit=None if planned is None else ("planned", planned),
+        )
+    return page.section("Learning and privacy over the rounds", page.figures(charts))
+
+
+def _cost(rounds: tuple[RoundRecord, ...]) -> str:
+    if not rounds:
+        return ""
+    x = [r.round for r in rounds]
+    # Stages in the order of the pipeline, which is the order in which they were first timed.
+    stages = dict.fromkeys(stage for r in rounds for stage in r.seconds)
+    layers = {stage: [r.seconds.get(stage, 0.0) for r in rounds] for stage in stages}
+    charts = {}
+    if layers:
+        charts["Seconds per round by stage"] = chart.stacked_columns(x, layers, ("round", "s"))
+    sent = [r.bytes_sent / _MIB for r in rounds]
+    received = [r.bytes_received / _MIB for r in rounds]
+    charts["Bytes at the transport per round, all parties"] = chart.line_chart(
+        x, {"sent": sent, "received": received}, ("round", "MiB")
+    )
+    peak = page.paragraph(
+        f"Largest resident set of any rank: {bytes_text(max(r.peak_rss_bytes for r in rounds))}."
+    )
+    return page.section("Time and bytes", page.figures(charts), peak)
+
+
+def _privacy(record: RunRecord) -> str:
+    privacy = record.privacy
+    if privacy.unit == "none":
+        return page.section("Privacy", page.note(threat_model.noise_words("none"), bad=True))
+    rows = [
+        (name, epsilon_text(_view(privacy, field)), meaning)
+        for field, name, meaning in threat_model.EPSILON_VIEWS
+    ]
+    guarantee = (
+        f"unit {privacy.unit}, delta {_number(privacy.delta)}, mechanism {privacy.mechanism}, "
+        f"accountant {privacy.accountant}, neighboring relation {privacy.neighboring_relation}"
+    )
+    return page.section(
+        "Privacy spent, by who looks",
+        page.table(("view", "epsilon", "what it means"), rows),
+        page.paragraph(f"The guarantee: {guarantee}. Epsilons are rounded up."),
+    )
+
+
+def _view(privacy: PrivacyRecord, field: str) -> float | None:
+    value: float | None = getattr(privacy, field)
+    return value
+
+
+def _threats(record: RunRecord) -> str:
+    aggregation = record.job.get("aggregation")
+    custody = aggregation.get("custody") if isinstance(aggregation, Mapping) else None
+    return page.section(
+        "Threat model",
+        page.subsection("Adversary", page.paragraph(threat_model.ADVERSARY)),
+        page.subsection(
+            f"Backend {record.backend}",
+            page.paragraph(threat_model.backend_words(record.backend, custody)),
+        ),
+        page.subsection("Noise", page.paragraph(threat_model.noise_words(record.privacy.unit))),
+        page.subsection("Out of scope", page.bullets(threat_model.OUT_OF_SCOPE)),
+    )
+
+
+def _mapping(title: str, empty: str, mapping: Mapping[str, Any]) -> str:
+    if not mapping:
+        return page.section(title, page.paragraph(empty))
+    rows = [(key, _value(value)) for key, value in _flatten("", mapping)]
+    return page.section(title, page.table(("key", "value"), rows))
+
+
+def _flatten(prefix: str, mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        rows += _flatten(f"{name}.", value) if isinstance(value, Mapping) else [(name, value)]
+    return rows
+
+
+def _rounds(rounds: tuple[RoundRecord, ...]) -> str:
+    headings = ("round", "attempt", "epsilon", "accuracy", "loss", "time", "sent", "parties")
+    rows = [
+        (
+            str(r.round),
+            str(r.attempt),
+            "-" if r.epsilon is None else epsilon_text(r.epsilon),
+            _number(r.accuracy),
+            _number(r.loss),
+            seconds_text(sum(r.seconds.values())),
+            bytes_text(r.bytes_sent),
+            ", ".join(r.parties),
+        )
+        for r in rounds
+    ]
+    return page.section("Every round", page.table(headings, rows))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, default=str)

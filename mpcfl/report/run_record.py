@@ -1,0 +1,150 @@
+"""`run.json`: what one training run did, spent and measured, as frozen data.
+
+The keys are a stable interface. Everything here is public to all parties: it holds no
+value of a single party but wall-clock seconds and bytes of the whole round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mpcfl.errors import ConfigError
+from mpcfl.report.atomic import write_atomically as write_atomically
+
+# History: /1 the first.
+SCHEMA = "mpcfl.run/1"
+_EXACT_KEYS = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyRecord:
+    """What the run spent, by who looks; null (None) is "no guarantee", never zero.
+
+    Attributes:
+        unit: ``record``, ``party`` or ``none``.
+        epsilon: spent at the end, in the planned coalition's view.
+        epsilon_planned: the budget.
+        epsilon_single: spent in the view of any single party.
+        epsilon_outsider: spent in the view of somebody who sees the opened sums only.
+        epsilon_own_share: what a party's own noise alone gives if the aggregation fails.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
+
+    unit: str
+    epsilon: float | None
+    epsilon_planned: float | None
+    epsilon_single: float | None
+    epsilon_outsider: float | None
+    epsilon_own_share: float | None
+    delta: float | None
+    mechanism: str | None
+    accountant: str | None
+    neighboring_relation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One attempt at one round.
+
+    Attributes:
+        parties: names of the live parties.
+        epsilon: spent so far, this round included.
+        accuracy: on public test data.
+        loss: on public test data.
+        seconds: wall clock by stage, of the party that wrote the record.
+        bytes_sent: payload bytes at the transport, all ranks together.
+        bytes_received: the same, received.
+        peak_rss_bytes: the largest resident set so far of the party that wrote the record.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
+
+    round: int
+    attempt: int
+    parties: tuple[str, ...]
+    epsilon: float | None
+    accuracy: float | None
+    loss: float | None
+    seconds: Mapping[str, float]
+    bytes_sent: int
+    bytes_received: int
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run, from its job to the hash of its model.
+
+    Attributes:
+        job: the job as every party saw it, defaults included.
+        parties: number of data parties.
+        metrics: ``accuracy`` and others, of the last model on public test data.
+        stopped_early: None, or why the run ended before its last round.
+        plan: the noise plan's fields; empty without privacy.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
+
+    schema: str
+    job: Mapping[str, Any]
+    backend: str
+    parties: int
+    dim: int
+    privacy: PrivacyRecord
+    metrics: Mapping[str, float | None]
+    rounds: tuple[RoundRecord, ...]
+    model_sha256: str
+    versions: Mapping[str, str]
+    stopped_early: str | None
+    plan: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """Return the record as JSON; infinite and undefined numbers become null."""
+        return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the record, or leave the old file as it was."""
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a record.
+
+        Raises:
+            ConfigError: the file can't be read, has another schema, or other keys.
+        """
+        text = _read(path)
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: not a JSON file: {error}") from None
+        found = document.get("schema") if isinstance(document, dict) else None
+        if found != SCHEMA:
+            raise ConfigError(
+                f"{path}: schema {found!r} is not known, this version reads {SCHEMA!r}; "
+                "read it with the version of mpcfl that wrote it"
+            )
+        try:
+            record: Self = _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{path}: {key}: {first['msg']}; remake the file") from None
+        return record
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't read the run record: {error.strerror}") from None
+
+
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(RunRecord)

@@ -1,0 +1,113 @@
+"""The threat model in words: who can learn what, with which backend, and what is out of scope.
+
+The sentences stand in every run report. They promise no more than the code of this
+version does; a change of a protocol changes its sentence in the same commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ADVERSARY = (
+    "The parties follow the protocol, but a planned number of them (the job's colluding) may pool "
+    "everything that they see. The privacy guarantee holds against that coalition, which is why "
+    "the noise is sized as if its members had added none."
+)
+
+_CRYPTEN = (
+    "Each party splits its integers into additive shares in Z_2^64 with masks from a "
+    "cryptographic generator, agreed between every pair of parties. Only all other parties "
+    "together can learn an honest party's input; the sum is the only value that is opened."
+)
+_HOLDER = (
+    "One party, the holder, owns the Paillier private key. It receives only the product of the "
+    "ciphertexts, which the other parties form among themselves along a chain that never passes "
+    "a single party's ciphertext to it. This breaks if the holder colludes with a party on the "
+    "chain, and then an honest party's input can be decrypted."
+)
+_CLIENTS = (
+    "Every data party owns the Paillier private key; a separate aggregator rank, which has "
+    "neither key nor data, multiplies the ciphertexts. The aggregator is assumed not to collude "
+    "with any data party; together they can decrypt an honest party's input."
+)
+_BACKENDS: Mapping[str, str] = {
+    "plain": (
+        "No protection: the integers travel in the clear, and everybody who takes part or listens "
+        "learns every party's input. It is a baseline for measurements only."
+    ),
+    "crypten": _CRYPTEN,
+    "crypten-stock": (
+        "CrypTen as shipped, for comparison only. Its zero sharing uses seeds that a party has in "
+        "common with its two ring neighbors, so those two together remove a party's mask when a "
+        "sum is opened; its generators keep 32 bits of the seed, which a search of 2^32 finds."
+    ),
+}
+_KEYED: Mapping[tuple[str, str], str] = {
+    ("phe", "holder"): _HOLDER,
+    ("phe", "clients"): _CLIENTS,
+}
+
+EPSILON_VIEWS: tuple[tuple[str, str, str], ...] = (
+    (
+        "epsilon_outsider",
+        "outsider",
+        "Somebody who sees the opened sums and the models but took no part: all noise counts.",
+    ),
+    (
+        "epsilon_single",
+        "single party",
+        "One party that subtracts its own noise from the opened sum: everybody else's counts.",
+    ),
+    (
+        "epsilon",
+        "coalition",
+        "The planned coalition of colluding parties, which subtracts the noise of all its "
+        "members. This is the figure that is held against the budget.",
+    ),
+    (
+        "epsilon_own_share",
+        "own share only",
+        "What remains if the aggregation itself fails and a party's noised input is seen alone: "
+        "only its own share of the noise protects it.",
+    ),
+)
+
+OUT_OF_SCOPE: tuple[str, ...] = (
+    "Poisoned updates: a party may send any values, and the model follows them.",
+    "More parties than the planned coalition that omit their noise: the sum then carries less "
+    "than planned.",
+    "Traffic analysis: who talks to whom, when and how much is visible.",
+    "Side channels of the host: timing, caches, power, and whoever can read a process' memory.",
+    "Identities are not authenticated over MPI in this version: who controls the network between "
+    "the hosts, or the launcher, can stand in for a party. Run on one host or on a trusted "
+    "network.",
+)
+
+
+def backend_words(backend: str, custody: str | None) -> str:
+    """Return what a backend protects against and who can learn an honest party's input."""
+    words = _BACKENDS.get(backend) or _KEYED.get((backend, custody or "holder"))
+    if words is None:
+        return (
+            f"The backend {backend!r} comes from another package; its documentation says who can "
+            "learn an honest party's input."
+        )
+    return words
+
+
+def noise_words(unit: str) -> str:
+    """Return what the noise hides, by privacy unit."""
+    if unit == "none":
+        return (
+            "This run adds no noise: the opened sums and the model may reveal records of any "
+            "party. The backend protects single inputs only."
+        )
+    hidden = {
+        "record": "the presence of any single record at any party",
+        "party": "the presence of any whole party",
+    }.get(unit, f"one {unit}")
+    return (
+        f"The noise hides {hidden} from everybody who sees the sums or the model. Each party adds "
+        "its own share of discrete noise before its input is protected, so no party and no server "
+        "ever holds a sum without noise."
+    )

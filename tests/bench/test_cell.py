@@ -1,0 +1,60 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpcfl.bench.cell import main
+from mpcfl.bench.run import run_grid
+
+MPIRUN = (
+    str(Path(sys.executable).with_name("mpirun")),
+    *("--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"),
+)
+
+
+def _mpirun(n_ranks):
+    def start(cell, cell_file, out_file):
+        program = [sys.executable, "-m", "mpcfl.bench.cell", str(cell_file), str(out_file)]
+        return subprocess.run(
+            [*MPIRUN, "-n", str(n_ranks), *program],
+            capture_output=True,
+            text=True,
+            timeout=cell.timeout_s,
+            check=False,
+        )
+
+    return start
+
+
+def test_wrong_arguments_are_explained(capsys):
+    assert main(["only one"]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_importing_the_program_loads_neither_numpy_nor_mpi():
+    check = (
+        "import json, sys, mpcfl.bench.cell;"
+        "print(json.dumps([m for m in ('numpy', 'mpi4py', 'torch') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.mpi
+def test_a_real_cell_is_measured_under_mpirun(cell, parameters, tmp_path):
+    tiny = cell(parameters=parameters("plain", dim=64))
+    record = run_grid([tiny], _mpirun(2), tmp_path)[0]
+    assert record.failure is None
+    assert len(record.measured.values) == 3
+    assert all(len(by_rank) == 2 for by_rank in record.measured.bytes_sent.values())
+    assert record.measured.bytes_per_sum() >= 2 * 64
+    assert "openmpi" in record.versions or "numpy" in record.versions
+    assert "torch" not in record.versions
+
+
+@pytest.mark.mpi
+def test_a_wrong_number_of_ranks_is_a_failed_record_with_the_remedy(cell, tmp_path):
+    record = run_grid([cell()], _mpirun(1), tmp_path)[0]
+    assert record.failure == "the cell needs 2 MPI ranks, found 1; start it with mpirun -n 2"
