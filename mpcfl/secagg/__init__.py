@@ -1,0 +1,1 @@
+"""Secure sums: one protocol (`base.SecureSum`), one file per backend."""

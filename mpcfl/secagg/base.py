@@ -1,0 +1,142 @@
+"""The contract of a secure sum: what every backend takes, returns and refuses.
+
+All backends get the same signed integers and return the same sum, centred mod 2^b, bit for
+bit; `plain_sum.py` is the oracle. Contract test: `tests/contract/test_secure_sum.py`; a
+backend that is not in it is not registered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcfl.config import Custody
+from mpcfl.errors import WrapDetected
+from mpcfl.net.transport import Transport
+
+IntVector = NDArray[np.int64]
+MIN_MODULUS_BITS = 8
+MAX_MODULUS_BITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SumSettings:
+    """What a session of sums needs to know; public, equal at all ranks.
+
+    Attributes:
+        dim: length of every vector.
+        modulus_bits: b; values and sums are centred in [-2^(b-1), 2^(b-1)).
+        key_bits: size of a Paillier modulus, where the backend has one.
+        custody: who holds the Paillier private key, where the backend has one.
+        run_id: 16 random bytes in hex, bound into every derived key.
+    """
+
+    dim: int
+    modulus_bits: int = 32
+    key_bits: int = 3072
+    custody: Custody = Custody.HOLDER
+    run_id: str = ""
+
+
+class SecureSum(Protocol):
+    """One session of sums at one rank: keys are agreed once, any number of sums follow.
+
+    The three stages are called in order, by all ranks together, once per attempt. A rank
+    without data (an aggregator) passes ``None`` to `protect`; only backends whose custody has
+    such a rank take it. What stages hand on is opaque.
+    """
+
+    def protect(self, levels: IntVector | None) -> Any:
+        """Stage 5: turn this rank's integers, shape (dim,), into what may leave it.
+
+        Raises:
+            WrapDetected: a value lies outside [-2^(b-1), 2^(b-1)); it is refused, not wrapped.
+            OutOfOrder: the session was closed.
+        """
+        ...
+
+    def aggregate(self, protected: Any) -> Any:
+        """Stage 6: turn all ranks' protected vectors into one protected sum."""
+        ...
+
+    def open(self, aggregated: Any) -> IntVector:
+        """Stage 7: return the sum of all inputs, centred mod 2^b, shape (dim,), int64.
+
+        Every data party learns it. An aggregator does not: it gets an empty vector, shape (0,).
+        """
+        ...
+
+    def close(self) -> None:
+        """Forget all keys; the session can't be used afterwards."""
+        ...
+
+
+class BackendFactory(Protocol):
+    """Opens a session at one rank; all ranks call it together. What a backend registers."""
+
+    def __call__(self, transport: Transport, settings: SumSettings) -> SecureSum:
+        """Agree keys over ``transport`` and return this rank's session."""
+        ...
+
+
+def check_levels(levels: IntVector | None, dim: int) -> IntVector:
+    """Return ``levels`` as a contiguous vector, shape (dim,), int64; refuse anything else.
+
+    Raises:
+        TypeError: there is no vector, or it does not hold int64.
+        ValueError: its shape is not (dim,).
+    """
+    if levels is None:
+        raise TypeError("this backend has no rank without data; every rank brings a vector")
+    if levels.dtype != np.int64:
+        raise TypeError(f"levels must hold int64, not {levels.dtype}")
+    if levels.shape != (dim,):
+        raise ValueError(f"levels have shape {levels.shape}, the session takes ({dim},)")
+    return np.ascontiguousarray(levels)
+
+
+def to_offset_binary(levels: IntVector, modulus_bits: int) -> NDArray[np.uint64]:
+    """Map signed values to ``v + 2^(b-1)``, so that sums of residues carry no sign.
+
+    Adding plain residues mod 2^b would show how many summands were negative; offset values
+    add up to the true sum plus a public constant.
+
+    Args:
+        levels: shape (dim,), int64.
+        modulus_bits: b, 8 to 64.
+
+    Returns:
+        Values in [0, 2^b), shape (dim,), uint64.
+
+    Raises:
+        WrapDetected: a value lies outside [-2^(b-1), 2^(b-1)).
+    """
+    check_range(levels, modulus_bits)
+    return levels.view(np.uint64) + np.uint64(1 << (modulus_bits - 1))
+
+
+def from_offset_binary(total: NDArray[np.uint64], modulus_bits: int, n_inputs: int) -> IntVector:
+    """Undo `to_offset_binary` for a sum of ``n_inputs`` vectors taken mod 2^64."""
+    offset = np.uint64(n_inputs * (1 << (modulus_bits - 1)) % (1 << 64))
+    return centre((total - offset).view(np.int64), modulus_bits)
+
+
+def centre(total: IntVector, modulus_bits: int) -> IntVector:
+    """Reduce int64 values to [-2^(b-1), 2^(b-1)) mod 2^b."""
+    spare = np.int64(64 - modulus_bits)
+    return (total << spare) >> spare
+
+
+def check_range(levels: IntVector, modulus_bits: int) -> None:
+    """Refuse values outside [-2^(b-1), 2^(b-1))."""
+    if levels.size == 0 or modulus_bits == 64:
+        return
+    half = 1 << (modulus_bits - 1)
+    if int(levels.min()) < -half or int(levels.max()) >= half:
+        raise WrapDetected(
+            f"a value lies outside the ring of {modulus_bits} bits, [-2^{modulus_bits - 1}, "
+            f"2^{modulus_bits - 1}); use more modulus bits or smaller values"
+        )
