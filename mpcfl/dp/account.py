@@ -1,0 +1,107 @@
+"""Adds up the entries of a ledger: what is spent, and which reserves are still pending."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mpcfl.config import Unit
+from mpcfl.dp.accountant import Releases, accountant_kind, composed_epsilon
+from mpcfl.dp.chain import Entry
+from mpcfl.dp.charge import Budget, Charge
+from mpcfl.errors import LedgerError
+
+
+class Account:
+    """The state that the entries of a chain add up to."""
+
+    def __init__(self) -> None:
+        self.header: dict[str, Any] = {}
+        self.spent: Counter[tuple[float, float]] = Counter()
+        self.pending: dict[int, tuple[Charge, bool]] = {}
+        self.last_charge: Charge | None = None
+        self.attempts: Counter[int] = Counter()
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return the total budget that the header states, if there is one."""
+        return Budget(**self.header["budget"]) if self.header.get("budget") else None
+
+    def replay(self, entry: Entry) -> None:
+        """Take one entry into account; ValueError, KeyError or TypeError if it makes no sense."""
+        if (entry.kind == "header") != (entry.sequence == 0):
+            raise ValueError("a ledger has one header, on its first line")
+        body = entry.body
+        match entry.kind:
+            case "header":
+                self.header = body
+            case "reserve":
+                self._reserve(entry.sequence, _charge_from(body["charge"]))
+            case "open":
+                charge, opened = self.pending[body["reserve"]]
+                if opened:
+                    raise ValueError("one reserve was opened twice")
+                self.pending[body["reserve"]] = (charge, True)
+            case "commit":
+                self._commit(*self.pending.pop(body["reserve"]), body["realised"])
+            case "abandon":
+                del self.pending[body["reserve"]]
+            case "torn":
+                if body["charge"] is not None:
+                    self._spend(_charge_from(body["charge"]), 1)
+            case _:
+                raise ValueError(f"{entry.kind!r} is not a kind of entry")
+
+    def _reserve(self, sequence: int, charge: Charge) -> None:
+        self.pending[sequence] = (charge, False)
+        self.last_charge = charge
+        self.attempts[charge.round_id] += 1
+        self._spend(charge, 1)
+
+    def _commit(self, planned: Charge, opened: bool, realised: dict[str, Any] | None) -> None:
+        if not opened:
+            raise ValueError("a commit without an open")
+        # Under sampling the planned worst case stands; else the mean of unequal releases is
+        # exact (Gaussian DP), so what was really released replaces it.
+        if realised is not None and planned.sample_rate == 1.0:
+            self._spend(planned, -1)
+            self._spend(_charge_from(realised), 1)
+
+    def _spend(self, charge: Charge, count: int) -> None:
+        self.spent[charge.noise_multiplier, charge.sample_rate] += count
+
+    def torn_charge(self) -> Charge | None:
+        """Return what an unfinished line may have been a reserve of.
+
+        While a reserve is pending, the next line can only have been about that one, which is
+        spent already. Nothing left this party before its reserve was finished; the charge is
+        for the reader who can't know that.
+        """
+        return None if self.pending else self.last_charge
+
+    def epsilon(self, *more: Charge) -> float:
+        """Return epsilon of all that is spent, and of ``more``."""
+        budget = self.budget
+        if budget is None:
+            return 0.0
+        counts = self.spent.copy()
+        counts.update((charge.noise_multiplier, charge.sample_rate) for charge in more)
+        releases = [Releases(z, rate, count) for (z, rate), count in sorted(counts.items())]
+        return composed_epsilon(releases, budget.delta, accountant_kind(self.header["accountant"]))
+
+
+def _charge_from(body: dict[str, Any]) -> Charge:
+    return Charge(**{**body, "unit": Unit(body["unit"])})
+
+
+def replayed(entries: list[Entry], path: Path) -> Account:
+    """Add up a checked chain; LedgerError names the line if its events make no sense."""
+    account = Account()
+    for entry in entries:
+        try:
+            account.replay(entry)
+        except (ValueError, KeyError, TypeError, LedgerError) as error:
+            reason = "it names no pending reserve" if isinstance(error, KeyError) else error
+            raise LedgerError(f"{path}: line {entry.sequence + 1}: {reason}") from None
+    return account

@@ -1,0 +1,77 @@
+"""What one release costs, as data: the lines of a ledger, and the budget they are held against.
+
+Under sampling an attempt is charged as the planned worst case; without, the realised noise is
+known when the sum is opened and can replace it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mpcfl.config import Unit
+from mpcfl.dp.noise_plan import NoisePlan
+from mpcfl.errors import LedgerError
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be spent on this data set in total."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One release, as it is accounted.
+
+    Attributes:
+        round_id: aggregation of the run.
+        attempt: its retry, from 0.
+        unit: whose presence is hidden.
+        noise_multiplier: z of the equivalent continuous Gaussian, planned coalition's view.
+        sample_rate: q of secret Poisson sampling; 1 without.
+        contributors: parties in the sum.
+        purpose: what is released, for example ``"update"``.
+        plan_fingerprint: of the noise plan.
+    """
+
+    round_id: int
+    attempt: int
+    unit: Unit
+    noise_multiplier: float
+    sample_rate: float
+    contributors: int
+    purpose: str
+    plan_fingerprint: str
+
+    def __post_init__(self) -> None:
+        """Refuse a charge that could not be composed."""
+        if not 0.0 < self.noise_multiplier < math.inf or not 0.0 < self.sample_rate <= 1.0:
+            raise LedgerError(
+                "a charge needs a noise multiplier above 0 and a sample rate in (0, 1]"
+            )
+
+
+def planned_charge(plan: NoisePlan, round_id: int, attempt: int = 0) -> Charge:
+    """Return what to reserve for an attempt: the planned worst case."""
+    return _charge(plan, (round_id, attempt), plan.quorum)
+
+
+def realised_charge(plan: NoisePlan, reserved: Charge, contributors: int) -> Charge:
+    """Return what to commit when ``contributors`` parties were in the opened sum."""
+    return _charge(plan, (reserved.round_id, reserved.attempt), contributors)
+
+
+def _charge(plan: NoisePlan, attempt_id: tuple[int, int], contributors: int) -> Charge:
+    return Charge(
+        round_id=attempt_id[0],
+        attempt=attempt_id[1],
+        unit=plan.unit,
+        noise_multiplier=plan.multiplier(contributors),
+        sample_rate=plan.sample_rate,
+        contributors=contributors,
+        purpose="update",
+        plan_fingerprint=plan.fingerprint(),
+    )

@@ -1,0 +1,88 @@
+"""Stage 4: add this party's share of the noise, which can be used exactly once.
+
+The shares of all honest parties together carry the noise that the plan asks for; no single
+party knows more than its own. Reusing a share for a second opening would reveal the
+difference of two updates, so a share is spent by adding it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcfl.dp.noise_plan import NoisePlan
+from mpcfl.dp.sampler import draw_discrete_gaussian
+from mpcfl.errors import OutOfOrder
+from mpcfl.hazmat.bits import BitSource, SystemBits
+
+IntVector = NDArray[np.int64]
+
+
+class NoiseShare:
+    """One party's single-use summand of the noise. Secret.
+
+    It can't be shown, tested for truth, copied or pickled, and is dead in a child process:
+    each of these would allow the same noise to be used twice.
+    """
+
+    __slots__ = ("_noise", "_process_id")
+
+    def __init__(self, noise: IntVector) -> None:
+        self._noise: IntVector | None = noise
+        self._process_id = os.getpid()
+
+    def take(self) -> IntVector:
+        """Hand over the noise, shape (dim,), int64, and forget it.
+
+        Raises:
+            OutOfOrder: the share was used before, or crossed a fork.
+        """
+        noise, self._noise = self._noise, None
+        if noise is None or os.getpid() != self._process_id:
+            raise OutOfOrder("a noise share was used twice; draw a new share for every attempt")
+        return noise
+
+    def __repr__(self) -> str:
+        return "NoiseShare(<redacted>)"
+
+    def __bool__(self) -> bool:
+        raise TypeError("a noise share has no truth value")
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a noise share must not be copied or leave its process")
+
+
+def draw_noise_share(plan: NoisePlan, bits: BitSource | None = None) -> NoiseShare:
+    """Draw this party's share for one attempt.
+
+    Args:
+        plan: gives ``dim`` and the integer ``local_sigma``; zero means no noise (no privacy).
+        bits: for tests and for the in-process oracle only; by default a fresh system source.
+    """
+    if plan.local_sigma == 0:
+        return NoiseShare(np.zeros(plan.dim, dtype=np.int64))
+    source = SystemBits() if bits is None else bits
+    return NoiseShare(draw_discrete_gaussian(plan.local_sigma, plan.dim, source))
+
+
+def add_noise(levels: IntVector, share: NoiseShare) -> IntVector:
+    """Add a noise share to this party's levels and spend the share.
+
+    Args:
+        levels: shape (dim,), int64, from `quantize.sum_levels`. Secret.
+        share: unused share of the same length.
+
+    Returns:
+        The noised levels, shape (dim,), int64. Still secret alone: one share is less than the
+        noise of the sum, so they leave the party only under a secure sum.
+
+    Raises:
+        OutOfOrder: the share was used before.
+    """
+    noise = share.take()
+    if noise.shape != levels.shape:
+        raise ValueError(f"levels have shape {levels.shape}, the noise share {noise.shape}")
+    return levels + noise

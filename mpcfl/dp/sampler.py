@@ -1,0 +1,229 @@
+"""Exact samplers on the integers, driven by a bit source: discrete Gaussian and Poisson sample.
+
+The discrete Gaussian N_Z(0, sigma^2) has P[x] proportional to exp(-x^2 / (2 sigma^2)).
+Karney's algorithm D (2016), in the form of Canonne, Kamath and Steinke 2020 (arXiv
+2004.00010), for integer sigma: write x = +-(k sigma + j), draw k >= 0 with weight
+exp(-k^2/2) and j uniform in [0, sigma), and accept with probability
+exp(-j (2 k sigma + j) / (2 sigma^2)), whose exponent is a ratio of integers.
+
+Decisions are made in float64 or on 64 bits where these are certain, and otherwise by integer
+arithmetic with as many further bits as it takes, so the law is exact. The running
+time depends on rejected candidates, not on the values returned; constant time is not claimed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from mpmath.libmp import from_rational, mpf_exp, to_fixed
+from numpy.typing import NDArray
+
+from mpcfl.errors import ConfigError
+from mpcfl.hazmat.bits import BitSource as BitSource
+from mpcfl.hazmat.bits import SystemBits
+
+MAX_SIGMA = 1 << 28
+
+# A float64 decision is trusted only if both sides differ by more than this; the true error of
+# the computed probability is below 2^-49 (three roundings of an exponent below 15, one exp).
+_FILTER_MARGIN = 2.0**-40
+# Candidates per block: 3 words each, so that a block stays in the second-level cache.
+_BLOCK = 1 << 14
+# One accepted draw needs 1.4 candidates for large sigma, and fewer than 2 for every sigma.
+_CANDIDATES_PER_DRAW = 1.42
+_GUARD_BITS = 64
+
+
+def sample_discrete_gaussian(*, sigma: int, size: int) -> NDArray[np.int64]:
+    """Draw from the discrete Gaussian N_Z(0, sigma^2), exactly, from the system's generator.
+
+    Args:
+        sigma: integer parameter, 1 to 2^28.
+        size: number of independent draws.
+
+    Returns:
+        Draws, shape (size,), int64.
+
+    Raises:
+        ConfigError: sigma is not an integer in range, or size is negative.
+    """
+    return draw_discrete_gaussian(sigma, size, SystemBits())
+
+
+def draw_discrete_gaussian(sigma: int, size: int, bits: BitSource) -> NDArray[np.int64]:
+    """Draw from N_Z(0, sigma^2) with the given bits; see `sample_discrete_gaussian`."""
+    sigma, size = _checked(sigma, size)
+    out = np.empty(size, dtype=np.int64)
+    filled = 0
+    while filled < size:
+        missing = size - filled
+        draws = _draw_block(sigma, min(_BLOCK, int(missing * _CANDIDATES_PER_DRAW) + 32), bits)
+        used = draws[:missing]
+        out[filled : filled + len(used)] = used
+        filled += len(used)
+    return out
+
+
+def _checked(sigma: int, size: int) -> tuple[int, int]:
+    try:
+        sigma, size = operator.index(sigma), operator.index(size)
+    except TypeError:
+        raise ConfigError(
+            "sigma and size must be integers; choose the scale so that sigma is one"
+        ) from None
+    if not 1 <= sigma <= MAX_SIGMA:
+        raise ConfigError(f"sigma is {sigma}; it must lie between 1 and 2^28 = {MAX_SIGMA}")
+    if size < 0:
+        raise ConfigError(f"size is {size}; it must not be negative")
+    return sigma, size
+
+
+def _draw_block(sigma: int, n_candidates: int, bits: BitSource) -> NDArray[np.int64]:
+    """Make candidates and return the accepted ones, in order, int64."""
+    words = bits.words(3 * n_candidates).reshape(3, n_candidates)
+    k = _draw_k(words[0], bits)
+    negative = (words[1] & np.uint64(1)).astype(np.bool_)
+    # Lemire's method on the upper 32 bits: j = floor(w sigma / 2^32), without the few w that
+    # would make some j more likely than others.
+    product = (words[1] >> np.uint64(32)) * np.uint64(sigma)
+    j = (product >> np.uint64(32)).view(np.int64)
+    unbiased = (product & np.uint64(0xFFFF_FFFF)) >= np.uint64((1 << 32) % sigma)
+    magnitude = k * sigma + j
+    accepted = _accept(j, magnitude, sigma, (words[2], bits))
+    # Zero has two signs; one of them is refused.
+    accepted &= unbiased & ~(negative & (magnitude == 0))
+    np.negative(magnitude, where=negative, out=magnitude)
+    draws: NDArray[np.int64] = magnitude[accepted]
+    return draws
+
+
+def _draw_k(uniform: NDArray[np.uint64], bits: BitSource) -> NDArray[np.int64]:
+    """Draw k >= 0 with weight exp(-k^2/2) by inverting its distribution function."""
+    k = np.zeros(len(uniform), dtype=np.int8)
+    undecided = np.zeros(len(uniform), dtype=np.bool_)
+    for threshold in _k_thresholds():
+        k += uniform > threshold
+        undecided |= uniform == threshold
+    wide = k.astype(np.int64)
+    for index in np.flatnonzero(undecided):
+        wide[index] = _exact_k(_LazyUniform(int(uniform[index]), bits))
+    return wide
+
+
+def _accept(
+    j: NDArray[np.int64],
+    magnitude: NDArray[np.int64],
+    sigma: int,
+    uniform: tuple[NDArray[np.uint64], BitSource],
+) -> NDArray[np.bool_]:
+    """Accept each candidate with probability exp(-j (2 k sigma + j) / (2 sigma^2))."""
+    # With m = k sigma + j the numerator is j (2 m - j), below 2^62 for k up to 15.
+    numerator = j * (2 * magnitude - j)
+    denominator = 2 * sigma * sigma
+    probability = np.exp(numerator * (-1.0 / denominator))
+    words, bits = uniform
+    surplus = probability - words * 2.0**-64
+    accepted: NDArray[np.bool_] = surplus > 0.0
+    for index in np.flatnonzero(np.abs(surplus) < _FILTER_MARGIN):
+        lazy = _LazyUniform(int(words[index]), bits)
+        accepted[index] = _exact_accept(int(numerator[index]), denominator, lazy)
+    return accepted
+
+
+class _LazyUniform:
+    """A uniform real number in [0, 1) whose binary digits are drawn as they are needed."""
+
+    __slots__ = ("_bits", "_n_bits", "_value")
+
+    def __init__(self, first_word: int, bits: BitSource) -> None:
+        self._value = first_word
+        self._n_bits = 64
+        self._bits = bits
+
+    def is_below(self, bound: Callable[[int], int]) -> bool:
+        """Compare with a real number b, given as ``bound(n)`` within 1 of b 2^n."""
+        while True:
+            near = bound(self._n_bits)
+            # The number lies in [value, value + 1) / 2^n and b in [near - 1, near + 1] / 2^n.
+            if self._value + 1 <= near - 1:
+                return True
+            if self._value >= near + 1:
+                return False
+            self._value = (self._value << 64) | int(self._bits.words(1)[0])
+            self._n_bits += 64
+
+
+def _exact_k(uniform: _LazyUniform) -> int:
+    k = 0
+    while not uniform.is_below(lambda n_bits: _cumulative_fixed(k, n_bits)):  # noqa: B023 - used before k moves
+        k += 1
+    return k
+
+
+def _exact_accept(numerator: int, denominator: int, uniform: _LazyUniform) -> bool:
+    # A probability of one is never undecided: the uniform number is below it.
+    if numerator == 0:
+        return True
+    return uniform.is_below(lambda n_bits: _exp_fixed(numerator, denominator, n_bits))
+
+
+def _exp_fixed(numerator: int, denominator: int, n_bits: int) -> int:
+    """Return floor(exp(-numerator/denominator) 2^n_bits), less than 1 off."""
+    precision = n_bits + _GUARD_BITS
+    exponent = from_rational(-numerator, denominator, precision)
+    return int(to_fixed(mpf_exp(exponent, precision), n_bits))
+
+
+@lru_cache(maxsize=256)
+def _cumulative_fixed(k: int, n_bits: int) -> int:
+    """Return 2^n_bits P[K <= k] for weights exp(-i^2/2), less than 1 off."""
+    precision = n_bits + _GUARD_BITS
+    # Beyond this index all weights together are below 2^-precision.
+    last = math.isqrt(2 * precision) + 2
+    weights = [_exp_fixed(i * i, 2, precision) for i in range(max(last, k) + 1)]
+    return (sum(weights[: k + 1]) << n_bits) // sum(weights)
+
+
+@lru_cache(maxsize=1)
+def _k_thresholds() -> tuple[np.uint64, ...]:
+    """Return floor(2^64 P[K <= k]) for every k that 64 bits can tell apart.
+
+    A word above a threshold means a larger k for certain; equality is decided exactly. The
+    last threshold is the largest word, so that the far tail is always decided exactly.
+    """
+    largest = 2**64 - 1
+    thresholds: list[int] = []
+    while (
+        threshold := _cumulative_fixed(len(thresholds), 64 + _GUARD_BITS) >> _GUARD_BITS
+    ) < largest:
+        thresholds.append(threshold)
+    return tuple(np.uint64(value) for value in (*thresholds, largest))
+
+
+def poisson_sample(
+    n_records: int, sample_rate: float, bits: BitSource | None = None
+) -> NDArray[np.int64]:
+    """Pick each record independently with probability ``sample_rate``.
+
+    Args:
+        n_records: number of records of this party.
+        sample_rate: q in (0, 1]; rounded down to a multiple of 2^-64, so that the real rate is
+            never above the one that is accounted.
+        bits: for tests and the in-process oracle only; by default a fresh system source. Which
+            records were picked is secret, also from the other parties.
+
+    Returns:
+        Indices of the picked records, ascending, int64, shape (m,).
+    """
+    if not 0.0 < sample_rate <= 1.0:
+        raise ConfigError(f"sample_rate is {sample_rate}; it must lie in (0, 1]")
+    if sample_rate == 1.0:
+        return np.arange(n_records, dtype=np.int64)
+    threshold = np.uint64(int(Fraction(sample_rate) * 2**64))
+    source = SystemBits() if bits is None else bits
+    return np.flatnonzero(source.words(n_records) < threshold).astype(np.int64)
