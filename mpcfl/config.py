@@ -46,15 +46,15 @@ class Custody(StrEnum):
 Real = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 PositiveReal = Annotated[Real, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+# TOML has no enums, so a closed set is written as its string.
+UnitName = Annotated[Unit, Field(strict=False)]
+OptimizerName = Annotated[Optimizer, Field(strict=False)]
+CustodyName = Annotated[Custody, Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_enum_values=False)
-
-
-def _enum(kind: type[StrEnum]) -> Any:
-    return Annotated[kind, Field(strict=False)]
 
 
 class PartiesTable(_Table):
@@ -81,7 +81,7 @@ class PartiesTable(_Table):
 class PrivacyTable(_Table):
     """`[privacy]`: the guarantee, and what its noise is sized by."""
 
-    unit: _enum(Unit)
+    unit: UnitName
     placement: Literal["distributed"] = "distributed"
     epsilon: PositiveReal | None = None
     delta: Annotated[Real, Field(gt=0, lt=1)] = 1e-5
@@ -125,7 +125,7 @@ class TrainingTable(_Table):
 class ServerTable(_Table):
     """`[server]`: the step that every party takes alike with the opened mean."""
 
-    optimizer: _enum(Optimizer) = Optimizer.FEDAVG
+    optimizer: OptimizerName = Optimizer.FEDAVG
     learning_rate: PositiveReal = 1.0
     momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     beta1: Annotated[Real, Field(ge=0, lt=1)] = 0.9
@@ -139,7 +139,7 @@ class AggregationTable(_Table):
     backend: str
     modulus_bits: Annotated[int, Field(ge=8, le=64)] = 32
     key_bits: Annotated[int, Field(ge=2048, le=8192, multiple_of=256)] = 3072
-    custody: _enum(Custody) = Custody.HOLDER
+    custody: CustodyName = Custody.HOLDER
     deadline_s: PositiveReal = 120.0
 
 
@@ -161,7 +161,7 @@ class Job(_Table):
                 "clipped gradient per round"
             )
         if self.privacy.unit is not Unit.NONE and self.aggregation.modulus_bits < 16:
-            raise ValueError("aggregation.modulus_bits below 16 needs privacy.unit = \"none\"")
+            raise ValueError('aggregation.modulus_bits below 16 needs privacy.unit = "none"')
         return self
 
     def digest(self) -> bytes:
@@ -179,9 +179,7 @@ class Job(_Table):
         return self.parties.count + (1 if self.needs_aggregator else 0)
 
 
-def load_job(
-    path: Path, overrides: Sequence[str] = (), parties: int | None = None
-) -> Job:
+def load_job(path: Path, overrides: Sequence[str] = (), parties: int | None = None) -> Job:
     """Read a job file, apply ``table.key=TOML-value`` overrides, and check the result.
 
     Args:

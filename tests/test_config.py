@@ -56,7 +56,7 @@ def test_integer_is_a_real_number(job_file: Path) -> None:
         ("training.local_steps=2", "local_steps must be 1 at record level"),
         ("aggregation.modulus_bits=12", "modulus_bits below 16"),
         ("aggregation.key_bits=1024", "aggregation.key_bits = 1024"),
-        ("privacy.placement=\"nowhere\"", "privacy.placement = 'nowhere'"),
+        ('privacy.placement="nowhere"', "privacy.placement = 'nowhere'"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_that_names_file_and_key(

@@ -80,6 +80,9 @@ class MemoryTransport:
             total += np.frombuffer(message, dtype=np.uint64)
         return total
 
+    def close(self) -> None:
+        """See `Transport.close`; there is nothing to give back."""
+
 
 def run_parties(
     n_ranks: int, party: Callable[[MemoryTransport], T], deadline_s: float = 60.0

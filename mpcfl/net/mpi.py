@@ -93,6 +93,10 @@ class MpiTransport:
         self._swap(dict.fromkeys(others, own), {rank: slices[rank] for rank in others})
         return values
 
+    def close(self) -> None:
+        """See `Transport.close`: Open MPI has a limited number of communicators."""
+        self._comm.Free()
+
     def _swap(
         self,
         outgoing: Mapping[int, NDArray[np.uint64]],

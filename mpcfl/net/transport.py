@@ -46,3 +46,7 @@ class Transport(Protocol):
         May use ``values`` as its working space.
         """
         ...
+
+    def close(self) -> None:
+        """Give back what the transport holds; all ranks call it together, once."""
+        ...

@@ -7,7 +7,6 @@ option, a value out of range) is told to all, so that every rank raises and none
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -20,6 +19,7 @@ from mpcfl.config import Custody
 from mpcfl.errors import ConfigError, MpcflError, OutOfOrder, ProtocolError, TranscriptMismatch
 from mpcfl.hazmat.bits import TAG_VERSION
 from mpcfl.net.meter import Meter
+from mpcfl.net.roster import agree_run_id
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import (
     MAX_MODULUS_BITS,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 Levels = TypeVar("Levels", NDArray[np.int32], NDArray[np.int64])
 Result = TypeVar("Result")
 
-_RUN_ID_BYTES = 16
 _TRANSPORT_NAMES = ("allgather", "allreduce", "exchange", "meter", "n_ranks", "rank")
 _DEFAULT_DEADLINE_S = 120.0
 # Keys of [aggregation] that name something which is not built yet; their "off" is allowed.
@@ -61,9 +60,12 @@ class SecureSumSession:
         transport: Transport,
         settings: SumSettings,
         backend: SecureSum,
+        *,
         before: tuple[int, int],
+        owned: bool,
     ) -> None:
         self._transport = transport
+        self._owned = owned
         self._settings = settings
         self._backend: SecureSum | None = backend
         self._in_step = True
@@ -118,10 +120,14 @@ class SecureSumSession:
         return opened.astype(levels.dtype, copy=False)
 
     def close(self) -> None:
-        """Forget all keys; may be called twice."""
+        """Forget all keys; all ranks call it together; may be called twice."""
         backend, self._backend = self._backend, None
-        if backend is not None:
-            backend.close()
+        if backend is None:
+            return
+        backend.close()
+        # Giving a communicator back is collective, so not after a sum that broke off.
+        if self._owned and self._in_step:
+            self._transport.close()
 
     def __enter__(self) -> SecureSumSession:
         return self
@@ -154,7 +160,7 @@ def secure_sum(
             raise TypeError(f"levels must be a numpy vector, not {type(levels).__name__}")
         return _propose(backend, levels.size, modulus_bits, options)
 
-    with _open(_transport_of(comm, options), backend, propose) as session:
+    with _open(comm, options, backend, propose) as session:
         return session.sum(levels)
 
 
@@ -181,19 +187,22 @@ def open_secure_sum(
         BackendUnavailable: there is no such backend, or its package is not installed.
         TranscriptMismatch: ranks disagree on the settings; the message names them.
     """
-    transport = _transport_of(comm, options)
-    return _open(transport, backend, lambda: _propose(backend, dim, modulus_bits, options))
+    return _open(comm, options, backend, lambda: _propose(backend, dim, modulus_bits, options))
 
 
 def _open(
-    transport: Transport, backend: str, propose: Callable[[], tuple[SumSettings, BackendFactory]]
+    comm: MPI.Intracomm | Transport,
+    options: Mapping[str, Any],
+    backend: str,
+    propose: Callable[[], tuple[SumSettings, BackendFactory]],
 ) -> SecureSumSession:
+    transport = _transport_of(comm, options)
     before = (transport.meter.bytes_sent, transport.meter.bytes_received)
     settings, factory = _together(transport, propose)
-    run_ids = transport.allgather(os.urandom(_RUN_ID_BYTES))
     _compare(transport.allgather(_describe(backend, settings)))
-    agreed = replace(settings, run_id=run_ids[0].hex())
-    return SecureSumSession(transport, agreed, factory(transport, agreed), before)
+    agreed = replace(settings, run_id=agree_run_id(transport))
+    secure = factory(transport, agreed)
+    return SecureSumSession(transport, agreed, secure, before=before, owned=transport is not comm)
 
 
 def _together(transport: Transport, work: Callable[[], Result]) -> Result:

@@ -1,0 +1,1 @@
+"""The `mpcfl` command line and the launchers."""

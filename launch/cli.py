@@ -1,0 +1,169 @@
+"""The `mpcfl` command: its words, its options, and errors as one sentence on standard error."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpcfl import __version__
+from mpcfl.errors import MpcflError
+
+app = typer.Typer(
+    name="mpcfl",
+    help="Train one model at several parties; only noised, protected sums ever leave them.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench_app = typer.Typer(help="Compare the crypto backends on the same integers.")
+ledger_app = typer.Typer(help="Show or verify a party's privacy ledger.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench", invoke_without_command=True)
+app.add_typer(ledger_app, name="ledger")
+
+Grid = Annotated[str, typer.Option(help="A grid file, or the name of a packaged grid.")]
+JobArgument = Annotated[str, typer.Argument(help="A job file, or the name of a packaged job.")]
+Parties = Annotated[int | None, typer.Option("-n", help="Number of data parties.")]
+Backend = Annotated[str | None, typer.Option(help="Backend, in place of the job's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a job key.")
+]
+Out = Annotated[Path | None, typer.Option(help="A new or empty folder for the results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow comparison backends.")]
+
+
+@app.command()
+def run(
+    job: JobArgument,
+    n: Parties = None,
+    backend: Backend = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a job, one process per party under mpirun."""
+    from mpcfl.launch.run_command import RunOptions
+    from mpcfl.launch.run_command import run as run_job
+
+    run_job(RunOptions(job, n, backend, tuple(overrides or ()), out, insecure, as_json, debug))
+
+
+@app.command()
+def plan(
+    job: JobArgument,
+    n: Parties = None,
+    backend: Backend = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a job promises and what its noise costs."""
+    from mpcfl.launch.plan_command import show_plan
+    from mpcfl.launch.run_command import RunOptions
+
+    show_plan(RunOptions(job, n, backend, tuple(overrides or ()), as_json=as_json, debug=debug))
+
+
+@app.command()
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Check what is installed, and say how to mend it."""
+    from mpcfl.launch.doctor import run_doctor
+
+    if not run_doctor(as_json=as_json):
+        raise typer.Exit(1)
+
+
+@bench_app.callback()
+def bench(
+    context: typer.Context,
+    grid: Annotated[
+        str, typer.Option(help="A grid file, or the name of a packaged grid.")
+    ] = "smoke",
+    smoke: Annotated[bool, typer.Option("--smoke", help="The packaged smoke grid.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the crypto backends on the same integers, each cell in fresh processes."""
+    if context.invoked_subcommand is not None:
+        return
+    from mpcfl.launch.bench_command import run_bench
+
+    if not run_bench("smoke" if smoke else grid, out, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@bench_app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of the older results.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of the newer results.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two results cell by cell; exit code 1 if one is significantly slower."""
+    from mpcfl.launch.bench_command import run_compare
+
+    if not run_compare(first, second, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@ledger_app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A ledger, party-K.jsonl.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print what a ledger holds and what it adds up to."""
+    from mpcfl.launch.ledger_command import show_ledger
+
+    show_ledger(file, as_json=as_json)
+
+
+@ledger_app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A ledger, party-K.jsonl.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check a ledger's chain; unresolved charges count as spent."""
+    from mpcfl.launch.ledger_command import show_ledger
+
+    show_ledger(file, as_json=as_json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mpcfl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train one model at several parties; only noised, protected sums ever leave them."""
+
+
+def main() -> None:
+    """Run the command line; the edge of the process."""
+    # A user's own task is importable from where the command is typed, as with `python -m`.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        app()
+    except MpcflError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"mpcfl: error: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("mpcfl: stopped by the user\n")
+        sys.exit(130)

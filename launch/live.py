@@ -1,0 +1,78 @@
+"""Show a run while it goes on: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mpcfl.parties.events import Ended, Event, Failed, RoundDone, Started, Stopped
+from mpcfl.report.units import bytes_text
+
+# A terminal shows the newest rounds; the report holds all of them.
+_ROWS = 12
+_PIPE_COLUMNS = 200
+_STAGES = ("train", "clip", "quantize", "noise", "protect", "aggregate", "open", "apply")
+
+Show = Callable[[Event], None]
+
+
+def wide_console(*, stderr: bool = False) -> Console:
+    """Return a console that doesn't fold tables at 80 columns where there is no terminal."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=_PIPE_COLUMNS)
+
+
+@contextmanager
+def live_view(console: Console) -> Iterator[Show]:
+    """Yield a function that shows one event."""
+    if not console.is_terminal:
+        yield lambda event: _print_line(console, event)
+        return
+    rounds: list[RoundDone] = []
+    progress = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    bar = progress.add_task("rounds", total=None)
+    with Live(console=console, refresh_per_second=8) as live:
+
+        def show(event: Event) -> None:
+            if isinstance(event, RoundDone):
+                rounds.append(event)
+                progress.update(bar, completed=event.round, total=event.rounds)
+                live.update(Group(_table(rounds[-_ROWS:]), progress))
+            elif not isinstance(event, Failed):
+                live.console.print(event.line(), highlight=False, soft_wrap=True)
+
+        yield show
+
+
+def _print_line(console: Console, event: Event) -> None:
+    if isinstance(event, Started | RoundDone | Stopped | Ended):
+        console.print(event.line(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(rounds: list[RoundDone]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    names = list(rounds[-1].metrics)
+    for heading in ("round", "parties", "epsilon", "of", *names, *_STAGES, "sent"):
+        table.add_column(heading, justify="right")
+    for event in rounds:
+        table.add_row(
+            str(event.round),
+            str(event.parties),
+            "-" if event.epsilon is None else f"{event.epsilon:.4f}",
+            "-" if event.epsilon_planned is None else f"{event.epsilon_planned:g}",
+            *(f"{event.metrics[name]:.4f}" for name in names),
+            *(f"{event.seconds.get(stage, 0.0):.3f}" for stage in _STAGES),
+            bytes_text(event.bytes_sent),
+        )
+    return table

@@ -1,0 +1,107 @@
+"""`mpcfl run`: check a job here, run it under mpirun, show it, and say how it ended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from mpcfl.config import Job, load_job
+from mpcfl.errors import MpcflError, PartyLost
+from mpcfl.launch.jobs import find_job
+from mpcfl.launch.live import live_view
+from mpcfl.launch.mpirun import Outcome, compose, supervise
+from mpcfl.parties.events import Event, Failed, from_json
+from mpcfl.parties.rules import check_job
+from mpcfl.report.run_folder import fresh_run_path
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `mpcfl run` was asked for; `None` leaves it to the job file."""
+
+    job: str
+    parties: int | None = None
+    backend: str | None = None
+    overrides: tuple[str, ...] = ()
+    out: Path | None = None
+    insecure: bool = False
+    as_json: bool = False
+    debug: bool = False
+
+    def all_overrides(self) -> list[str]:
+        """Return the ``--set`` options, ``--backend`` included."""
+        backend = [] if self.backend is None else [f'aggregation.backend="{self.backend}"']
+        return [*self.overrides, *backend]
+
+    def load(self) -> Job:
+        """Read the job as these options change it."""
+        return load_job(find_job(self.job), self.all_overrides(), self.parties)
+
+
+def run(options: RunOptions) -> None:
+    """Run a job to its end.
+
+    Raises:
+        MpcflError: the job is refused here, or a rank says why it can't go on.
+    """
+    # Standard output is for one JSON document, if it was asked for; progress goes elsewhere.
+    console = Console(stderr=options.as_json)
+    job = options.load()
+    check_job(job, options.insecure)
+    out = options.out or fresh_run_path(job.task)
+    console.print(f"output: {out}", highlight=False, soft_wrap=True)
+    command = compose(job.n_ranks, _program(options, out))
+    console.print(shlex.join(command), highlight=False, markup=False, soft_wrap=True)
+    failures: list[Failed] = []
+    failed = threading.Event()
+    with live_view(console) as show:
+
+        def on_line(line: str) -> None:
+            event = _parse(line)
+            if event is None:
+                sys.stderr.write(line + "\n")
+            elif isinstance(event, Failed):
+                failures.append(event)
+                failed.set()
+            else:
+                show(event)
+
+        outcome = supervise(command, on_line, failed=failed)
+    if options.debug and outcome.exit_code:
+        sys.stderr.write("\n".join(outcome.stderr_tail) + "\n")
+    _raise_failure(outcome, failures)
+    if options.as_json:
+        sys.stdout.write((out / "run.json").read_text(encoding="utf-8"))
+
+
+def _program(options: RunOptions, out: Path) -> list[str]:
+    program = ["-m", "mpcfl.parties", str(find_job(options.job)), "--out", str(out)]
+    if options.parties is not None:
+        program += ["-n", str(options.parties)]
+    for override in options.all_overrides():
+        program += ["--set", override]
+    flags = {"--insecure": options.insecure, "--debug": options.debug}
+    return [*program, *(flag for flag, given in flags.items() if given), "--events"]
+
+
+def _parse(line: str) -> Event | None:
+    try:
+        return from_json(line)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def _raise_failure(outcome: Outcome, failures: list[Failed]) -> None:
+    if failures:
+        raise MpcflError(failures[0].message)
+    if outcome.exit_code:
+        raise PartyLost(
+            f"the run ended with exit code {outcome.exit_code} and no reason given; add --debug "
+            "to see what MPI and the parties wrote"
+        )

@@ -1,0 +1,205 @@
+"""One round, from a party's data to the new model, in eight stages. Read this first.
+
+`protected_sum` is what a party with data does up to the opened sum, `new_model` what every
+rank does with it. `parties/` runs both in one process per party under MPI; `run_round` runs
+all parties in this process and is the executable specification and the oracle of the tests.
+
+Adversary: up to `colluding` data parties that follow the protocol and share all they see. No
+party's update leaves it but noised and protected; only the sum is opened. Privacy: `mpcfl/dp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mpcfl.config import Job, Unit
+from mpcfl.dp.clip import clip_rows
+from mpcfl.dp.noise import add_noise, draw_noise_share
+from mpcfl.dp.plan import NoisePlan, plan_for_job
+from mpcfl.dp.quantize import dequantize_sum, quantize_rows, sum_levels
+from mpcfl.dp.sampler import BitSource, poisson_sample
+from mpcfl.learn.apply import ServerState, apply_mean, initial_state
+from mpcfl.learn.model import check_model, flat_parameters, initial_model, load_flat_parameters
+from mpcfl.learn.registry import load_task
+from mpcfl.learn.task import Task
+from mpcfl.learn.train import check_record_gradients, local_update, record_gradients
+from mpcfl.net.memory import MemoryTransport, run_parties
+from mpcfl.net.meter import Meter
+from mpcfl.secagg.base import IntVector, SecureSum, SumSettings
+from mpcfl.secagg.registry import load_backend
+
+RealVector = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class PublicState:
+    """What every rank holds alike: the job, its task and plan, and the model as it stands.
+
+    Attributes:
+        parameters: the model's trained parameters, shape (dim,), float64.
+        server: the state of the server's optimizer.
+    """
+
+    job: Job
+    task: Task
+    model: nn.Module
+    plan: NoisePlan
+    parameters: RealVector
+    server: ServerState
+
+
+@dataclass(slots=True)
+class PartyData:
+    """What one party alone holds: its records, and the source of its secret bits.
+
+    Attributes:
+        records: inputs and targets; never leave the party.
+        bits: injected by tests and `run_round` only; None means the operating system.
+        not_finite: records or updates that were not finite so far; local, never sent.
+    """
+
+    records: tuple[Tensor, Tensor] = field(repr=False)
+    bits: BitSource | None = None
+    not_finite: int = 0
+
+
+def public_state(job: Job) -> PublicState:
+    """Load the task, build its initial model and compute the plan, alike at every rank.
+
+    Raises:
+        ConfigError: the task can't be loaded, or its model can't be trained under this job.
+        PlanError: no noise plan meets the job.
+    """
+    task = load_task(job.task)
+    model = initial_model(task, job.training.seed)
+    check_model(model, job.privacy.unit)
+    if job.privacy.unit is Unit.RECORD:
+        check_record_gradients(model, task)
+    parameters = flat_parameters(model)
+    return PublicState(
+        job=job,
+        task=task,
+        model=model,
+        plan=plan_for_job(job, parameters.size),
+        parameters=parameters,
+        server=initial_state(parameters.size, job.server),
+    )
+
+
+def protected_sum(
+    public: PublicState, party: PartyData, secure: SecureSum, round_id: int, meter: Meter
+) -> IntVector:
+    """Take part in one attempt of one round with this party's data: stages 1 to 7.
+
+    Returns:
+        The opened sum of all parties' noised levels, shape (dim,), int64; known to all parties.
+    """
+    plan = public.plan
+
+    def quantized() -> Iterator[NDArray[np.int64]]:
+        for rows in meter.each("train", _train(public, party, round_id)):  # 1. Train.
+            with meter.stage("clip"):  # 2. Clip each row.
+                clipped, not_finite = clip_rows(rows, plan.clip_norm)
+                party.not_finite += not_finite
+            with meter.stage("quantize"):  # 3. Quantize each row.
+                yield quantize_rows(clipped, plan)
+
+    levels = sum_levels(quantized(), plan)
+    with meter.stage("noise"):  # 4. Add this party's share of the noise.
+        noised = add_noise(levels, draw_noise_share(plan, party.bits))
+    with meter.stage("protect"):  # 5. Nothing has left the party so far.
+        protected = secure.protect(noised)
+    with meter.stage("aggregate"):  # 6. All parties' vectors become one.
+        aggregated = secure.aggregate(protected)
+    with meter.stage("open"):  # 7. The sum, and only the sum, is opened.
+        return secure.open(aggregated)
+
+
+def new_model(public: PublicState, opened: IntVector, contributors: int, meter: Meter) -> None:
+    """Take the server's step with the opened sum, alike at every rank: stage 8."""
+    with meter.stage("apply"):  # 8. Apply the mean.
+        mean = dequantize_sum(opened, public.plan, contributors)
+        public.parameters, public.server = apply_mean(
+            public.parameters, mean, public.server, public.job.server
+        )
+        load_flat_parameters(public.model, public.parameters)
+
+
+def _train(public: PublicState, party: PartyData, round_id: int) -> Iterator[NDArray[np.float64]]:
+    """Yield rows to be clipped: one per sampled record, or one for the whole party."""
+    job, model, task = public.job, public.model, public.task
+    if job.privacy.unit is not Unit.RECORD:
+        yield local_update(model, party.records, task, job.training, round_id)
+        return
+    sample = poisson_sample(len(party.records[0]), job.privacy.sample_rate, party.bits)
+    yield from record_gradients(model, party.records, task, sample, job.training.microbatch)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What `run_round` returns: all of it public.
+
+    Attributes:
+        opened: the opened sum, shape (dim,), int64.
+        parameters: the new model's parameters, shape (dim,), float64.
+        bytes_sent: per rank, an aggregator last.
+    """
+
+    opened: IntVector
+    parameters: RealVector
+    bytes_sent: tuple[int, ...]
+
+
+def run_round(job: Job, bits: Sequence[BitSource] = (), round_id: int = 0) -> RoundResult:
+    """Run one round of a fresh model with all parties in this process, one thread each.
+
+    Args:
+        job: the run; its backend protects the sum.
+        bits: one source per data party for sampling and noise, for tests; empty means the
+            operating system. With equal bits every backend opens the same integers.
+        round_id: which round.
+
+    Raises:
+        MpcflError: as under MPI; the first party's failure ends all.
+    """
+    open_backend = load_backend(job.aggregation.backend)
+    n_parties = job.parties.count
+    # Made one after the other: initial weights come from torch's one generator.
+    publics = [public_state(job) for _ in range(job.n_ranks)]
+
+    def rank_program(transport: MemoryTransport) -> tuple[IntVector, int]:
+        rank, public = transport.rank, publics[transport.rank]
+        secure = open_backend(transport, sum_settings(public, run_id="run-round"))
+        if rank < n_parties:
+            records = public.task.party_data(rank, n_parties)
+            party = PartyData(records, bits[rank] if bits else None)
+            opened = protected_sum(public, party, secure, round_id, transport.meter)
+            new_model(public, opened, n_parties, transport.meter)
+        else:
+            opened = secure.open(secure.aggregate(secure.protect(None)))
+        secure.close()
+        return opened, transport.meter.bytes_sent
+
+    results = run_parties(job.n_ranks, rank_program, job.aggregation.deadline_s)
+    return RoundResult(
+        opened=results[0][0],
+        parameters=publics[0].parameters,
+        bytes_sent=tuple(bytes_sent for _, bytes_sent in results),
+    )
+
+
+def sum_settings(public: PublicState, run_id: str) -> SumSettings:
+    """Return what a session of secure sums needs to know about this job."""
+    aggregation = public.job.aggregation
+    return SumSettings(
+        dim=public.parameters.size,
+        modulus_bits=aggregation.modulus_bits,
+        key_bits=aggregation.key_bits,
+        custody=aggregation.custody,
+        run_id=run_id,
+    )

@@ -1,0 +1,1 @@
+"""One program per MPI rank: what each role says to the others."""

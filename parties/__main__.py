@@ -1,0 +1,85 @@
+"""One rank of a job: `mpirun -n 4 python -m mpcfl.parties JOB.toml`.
+
+Threads are limited before numpy is imported, because every rank would start one per core.
+This is the edge of the process: an error becomes one sentence and an exit code here, and
+reaches all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpi4py import MPI
+
+from mpcfl.errors import MpcflError, PartyNotReady, TranscriptMismatch
+from mpcfl.net.mpi import MpiTransport
+from mpcfl.parties.events import Event, Failed, to_json
+from mpcfl.parties.program import run_rank
+
+_EXIT_ERROR = 1
+# A failure that all ranks see is told by the lowest of them: the others wait their turn,
+# and the first to speak ends the job.
+_TURN_S = 0.3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run this rank's part of the job; return the exit code."""
+    options = _parser().parse_args(argv)
+    transport = MpiTransport(MPI.COMM_WORLD)
+
+    def tell(event: Event) -> None:
+        if options.events:
+            print(to_json(event), flush=True)
+        elif isinstance(event, Failed):
+            print(event.line(), file=sys.stderr, flush=True)
+        else:
+            print(event.line(), flush=True)
+
+    try:
+        run_rank(options, transport, tell)
+    except (PartyNotReady, TranscriptMismatch) as error:
+        if transport.rank == 0:
+            tell(Failed(str(error)))
+        return _EXIT_ERROR
+    except MpcflError as error:
+        _abort(transport, tell, str(error), options.debug)
+    except Exception as error:  # noqa: BLE001 - the edge: anything else must end the job too
+        _abort(transport, tell, f"{type(error).__name__}; --debug shows where", options.debug)
+    return 0
+
+
+def _abort(transport: MpiTransport, tell: object, message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    time.sleep(_TURN_S * transport.rank)
+    tell(Failed(message))  # type: ignore[operator]
+    MPI.COMM_WORLD.Abort(_EXIT_ERROR)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mpcfl.parties",
+        description="Run one rank of a job; start it with mpirun, one rank per party.",
+    )
+    parser.add_argument("job", type=Path, help="the job file")
+    parser.add_argument("-n", dest="parties", type=int, help="number of data parties")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, help="a new or empty folder for the results")
+    parser.add_argument("--insecure", action="store_true", help="allow comparison backends")
+    parser.add_argument("--events", action="store_true", help="tell events as lines of JSON")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""A rank that owns data: what it says to the others in every round, and what it writes down."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mpcfl.dp.ledger import Charge, Ledger, Token, planned_charge, realised_charge
+from mpcfl.errors import BudgetExceeded
+from mpcfl.learn.model import model_digest
+from mpcfl.net.meter import Meter
+from mpcfl.net.roster import check_in, first_objection
+from mpcfl.net.transport import Transport
+from mpcfl.parties.setup import Rank
+from mpcfl.round import new_model, protected_sum
+from mpcfl.secagg.base import SecureSum
+
+_TRAFFIC = struct.Struct(">QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Payload bytes at the transport, of one round."""
+
+    bytes_sent: int
+    bytes_received: int
+
+
+# Called after every round with its number, this party's meter and all ranks' traffic.
+RoundHook = Callable[[int, Meter, Traffic], None]
+
+
+def run_data_party(
+    rank: Rank, secure: SecureSum, transport: Transport, after_round: RoundHook
+) -> str | None:
+    """Take part in every round of the job, or in as many as the budget allows.
+
+    Returns:
+        Why the run stopped before its last round, or None.
+
+    Raises:
+        MpcflError: the run can't go on; the ledger then holds an unresolved reserve at most.
+    """
+    public, party = rank.public, rank.party
+    if party is None:
+        raise ValueError("a data party needs data")
+    n_parties = public.job.parties.count
+    for round_id in range(public.job.training.rounds):
+        reserved, objection = _reserve(rank, round_id)
+        stop = first_objection(transport, objection)
+        if stop is not None:
+            return stop
+        meter, before = Meter(), traffic_so_far(transport)
+        opened = protected_sum(public, party, secure, round_id, meter)
+        if reserved is not None:
+            reserved.ledger.opened(reserved.token)
+        new_model(public, opened, n_parties, meter)
+        if reserved is not None:
+            realised = realised_charge(public.plan, reserved.charge, n_parties)
+            reserved.ledger.commit(reserved.token, realised)
+        after_round(round_id, meter, total_traffic(transport, before))
+    return None
+
+
+def agree_on_model(rank: Rank, transport: Transport, names: tuple[str, ...]) -> str:
+    """Compare the final models of all parties; return the digest, hex."""
+    digest = model_digest(rank.public.model).hex()
+    check_in(transport, names, {"model": digest})
+    return digest
+
+
+@dataclass(frozen=True, slots=True)
+class _Reserved:
+    """A round's charge, written ahead in this party's ledger."""
+
+    ledger: Ledger
+    charge: Charge
+    token: Token
+
+
+def _reserve(rank: Rank, round_id: int) -> tuple[_Reserved | None, str | None]:
+    """Write the round's charge ahead; or return why the budget forbids it."""
+    if rank.ledger is None:
+        return None, None
+    charge = planned_charge(rank.public.plan, round_id)
+    try:
+        return _Reserved(rank.ledger, charge, rank.ledger.reserve(charge)), None
+    except BudgetExceeded as error:
+        return None, str(error)
+
+
+def traffic_so_far(transport: Transport) -> Traffic:
+    """Return what this rank sent and received since its start."""
+    return Traffic(transport.meter.bytes_sent, transport.meter.bytes_received)
+
+
+def total_traffic(transport: Transport, before: Traffic) -> Traffic:
+    """Add up all ranks' traffic since ``before``: a function of the protocol, not of the data."""
+    own = traffic_so_far(transport)
+    packed = _TRAFFIC.pack(
+        own.bytes_sent - before.bytes_sent, own.bytes_received - before.bytes_received
+    )
+    counts = [_TRAFFIC.unpack(message) for message in transport.allgather(packed)]
+    return Traffic(sum(sent for sent, _ in counts), sum(received for _, received in counts))

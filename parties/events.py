@@ -1,0 +1,133 @@
+"""What a run tells while it goes on, as frozen events; rank 0 tells it for all.
+
+An event is one line: JSON for the launcher's live table, plain text for people. Nothing in
+it belongs to one party.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from mpcfl.report.units import bytes_text
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run begins; figures are the plan's."""
+
+    kind: ClassVar[str] = "started"
+    task: str
+    backend: str
+    unit: str
+    parties: tuple[str, ...]
+    rounds: int
+    dim: int
+    epsilon: float | None
+    delta: float
+    folder: str
+
+    def line(self) -> str:
+        """Return the event as text."""
+        promise = (
+            "no privacy"
+            if self.epsilon is None
+            else f"epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}"
+        )
+        return (
+            f"{self.task}: {len(self.parties)} parties ({', '.join(self.parties)}), "
+            f"{self.rounds} rounds, {self.dim} coordinates, backend {self.backend}, {promise}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """A round's sum was opened and applied."""
+
+    kind: ClassVar[str] = "round"
+    round: int
+    rounds: int
+    parties: int
+    epsilon: float | None
+    epsilon_planned: float | None
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+    bytes_sent: int
+
+    def line(self) -> str:
+        """Return the event as text."""
+        parts = [f"round {self.round:>{len(str(self.rounds))}}/{self.rounds}"]
+        if self.epsilon is not None:
+            parts.append(f"epsilon {self.epsilon:.4f} of {self.epsilon_planned:g}")
+        parts += [f"{name} {value:.4f}" for name, value in self.metrics.items()]
+        parts.append(f"{sum(self.seconds.values()):.2f} s")
+        parts.append(f"{bytes_text(self.bytes_sent)} sent")
+        return "  ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The run ends before its last planned round, on purpose."""
+
+    kind: ClassVar[str] = "stopped"
+    reason: str
+
+    def line(self) -> str:
+        """Return the event as text."""
+        return f"stopped early: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The run is over and its folder is complete."""
+
+    kind: ClassVar[str] = "ended"
+    rounds: int
+    epsilon: float | None
+    epsilon_planned: float | None
+    delta: float
+    metrics: dict[str, float]
+    folder: str
+
+    def line(self) -> str:
+        """Return the event as text."""
+        parts = [f"done: {self.rounds} rounds"]
+        if self.epsilon is not None:
+            parts.append(
+                f"epsilon {self.epsilon:.4f} of {self.epsilon_planned:g} at delta {self.delta:g}"
+            )
+        parts += [f"test {name} {value:.4f}" for name, value in self.metrics.items()]
+        return ", ".join(parts) + f"; see {self.folder}/report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run can't go on."""
+
+    kind: ClassVar[str] = "failed"
+    message: str
+    details: str = ""
+
+    def line(self) -> str:
+        """Return the event as text."""
+        return f"mpcfl: error: {self.message}"
+
+
+Event = Started | RoundDone | Stopped | Ended | Failed
+_KINDS: dict[str, type[Event]] = {
+    kind.kind: kind for kind in (Started, RoundDone, Stopped, Ended, Failed)
+}
+
+
+def to_json(event: Event) -> str:
+    """Return the event as one line of JSON."""
+    return json.dumps({"event": event.kind, **asdict(event)}, allow_nan=False)
+
+
+def from_json(line: str) -> Event | None:
+    """Return the event that a line holds, or None if it holds none."""
+    if not line.startswith('{"event": '):
+        return None
+    document: dict[str, Any] = json.loads(line)
+    return _KINDS[document.pop("event")](**document)

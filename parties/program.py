@@ -1,0 +1,121 @@
+"""What a rank does from start to end: check in, serve every round, agree on the model."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from mpcfl import __version__
+from mpcfl.config import Job, load_job
+from mpcfl.errors import ConfigError, MpcflError
+from mpcfl.learn.model import model_digest
+from mpcfl.net.mpi import MpiTransport
+from mpcfl.net.roster import agree_run_id, check_in
+from mpcfl.parties.aggregator import agree_without_model, run_aggregator
+from mpcfl.parties.data_party import agree_on_model, run_data_party
+from mpcfl.parties.events import Event
+from mpcfl.parties.recorder import Recorder
+from mpcfl.parties.rules import check_job, check_ranks, rank_names
+from mpcfl.parties.setup import Rank, make_rank
+from mpcfl.report.run_folder import RunFolder, fresh_run_path, open_run_folder
+from mpcfl.round import sum_settings
+
+T = TypeVar("T")
+
+
+def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event], None]) -> None:
+    """Run this rank's part of a job to its end.
+
+    Raises:
+        PartyNotReady, TranscriptMismatch: raised by all ranks alike before a round starts.
+        MpcflError: this rank can't go on.
+    """
+    job = _agree_on_job(options, transport)
+    run_id = agree_run_id(transport)
+    folder = _agree_on_folder(options.out, job, transport)
+    rank = _agree_on_start(job, transport, folder, options.debug)
+    secure = rank.open_backend(transport, sum_settings(rank.public, run_id))
+    if rank.party is None:
+        run_aggregator(job.training.rounds, secure, transport)
+        secure.close()
+        agree_without_model(transport, transport.names)
+        return
+    recorder = Recorder(rank, folder, tell) if transport.rank == 0 else None
+    after_round = recorder.after_round if recorder else lambda *_: None
+    stopped = run_data_party(rank, secure, transport, after_round)
+    secure.close()
+    digest = agree_on_model(rank, transport, transport.names)
+    if recorder:
+        recorder.finish(digest, stopped)
+    if rank.party.not_finite:
+        _log_locally(folder, transport.rank, rank.party.not_finite)
+
+
+def _log_locally(folder: RunFolder, rank: int, not_finite: int) -> None:
+    """Note what was left out, for this party's eyes: the number says something about its data."""
+    path = folder.path / "local" / f"party-{rank}.log"
+    path.parent.mkdir(exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(f"{not_finite} records or updates were not finite and counted as zero\n")
+
+
+def _agree_on_job(options: Namespace, transport: MpiTransport) -> Job:
+    def load() -> Job:
+        job = load_job(options.job, options.overrides, options.parties)
+        check_ranks(job, transport.n_ranks)
+        check_job(job, options.insecure)
+        return job
+
+    job, error = _attempt(load, options.debug)
+    if job is not None:
+        transport.deadline_s = job.aggregation.deadline_s
+        transport.names = rank_names(job)
+    digest = "" if job is None else job.digest().hex()
+    check_in(transport, transport.names, {"version": __version__, "job": digest}, error)
+    return _present(job)
+
+
+def _agree_on_folder(out: Path | None, job: Job, transport: MpiTransport) -> RunFolder:
+    """Let rank 0 make the folder and tell its path to the others."""
+    path = out or fresh_run_path(job.task)
+    error: MpcflError | None = None
+    if transport.rank == 0:
+        folder, error = _attempt(lambda: open_run_folder(path), debug=False)
+        if folder is not None:
+            folder.job_json.write_text(json.dumps(job.model_dump(mode="json"), indent=2) + "\n")
+    check_in(transport, transport.names, {}, error)
+    paths = transport.allgather(str(path.resolve()).encode())
+    return RunFolder(Path(paths[0].decode()))
+
+
+def _agree_on_start(job: Job, transport: MpiTransport, folder: RunFolder, debug: bool) -> Rank:
+    rank, error = _attempt(lambda: make_rank(job, transport.rank, folder.path), debug)
+    facts = {}
+    if rank is not None:
+        facts["plan"] = rank.public.plan.fingerprint()
+        facts["model"] = model_digest(rank.public.model).hex()
+    check_in(transport, transport.names, facts, error)
+    return _present(rank)
+
+
+def _attempt(make: Callable[[], T], debug: bool) -> tuple[T | None, MpcflError | None]:
+    """Return what ``make`` returns, or its error in a form that all ranks may see."""
+    try:
+        return make(), None
+    except MpcflError as error:
+        return None, error
+    except Exception as error:  # noqa: BLE001 - a task is foreign code; its text may hold data
+        if debug:
+            traceback.print_exc()
+        name = type(error).__name__
+        return None, ConfigError(f"the task or its data failed with {name}; --debug shows where")
+
+
+def _present(value: T | None) -> T:
+    if value is None:
+        raise ConfigError("a rank that can't start must have said so")
+    return value
