@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mpcfl import __version__
 from mpcfl.errors import MpcflError
@@ -19,12 +20,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench_app = typer.Typer(help="Compare the crypto backends on the same integers.")
+
+
+class _GridByDefault(TyperGroup):
+    """Takes `mpcfl bench GRID` and `mpcfl bench --smoke` for `mpcfl bench grid ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command in front unless a command, or help, is asked for."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["grid", *args]
+        return super().parse_args(ctx, args)
+
+
+bench_app = typer.Typer(
+    cls=_GridByDefault, help="Compare the crypto backends on the same integers."
+)
 ledger_app = typer.Typer(help="Show or verify a party's privacy ledger.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench", invoke_without_command=True)
+app.add_typer(bench_app, name="bench")
 app.add_typer(ledger_app, name="ledger")
 
-Grid = Annotated[str, typer.Option(help="A grid file, or the name of a packaged grid.")]
 JobArgument = Annotated[str, typer.Argument(help="A job file, or the name of a packaged job.")]
 Parties = Annotated[int | None, typer.Option("-n", help="Number of data parties.")]
 Backend = Annotated[str | None, typer.Option(help="Backend, in place of the job's.")]
@@ -80,23 +94,20 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         raise typer.Exit(1)
 
 
-@bench_app.callback()
-def bench(
-    context: typer.Context,
-    grid: Annotated[
-        str, typer.Option(help="A grid file, or the name of a packaged grid.")
+@bench_app.command()
+def grid(
+    name: Annotated[
+        str, typer.Argument(metavar="GRID", help="A file, or a packaged grid.")
     ] = "smoke",
     smoke: Annotated[bool, typer.Option("--smoke", help="The packaged smoke grid.")] = False,
     out: Out = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare the crypto backends on the same integers, each cell in fresh processes."""
-    if context.invoked_subcommand is not None:
-        return
+    """Run a grid, each cell in fresh processes (the default)."""
     from mpcfl.launch.bench_command import run_bench
 
-    if not run_bench("smoke" if smoke else grid, out, as_json=as_json):
+    if not run_bench("smoke" if smoke else name, out, as_json=as_json):
         raise typer.Exit(1)
 
 

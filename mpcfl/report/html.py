@@ -96,7 +96,7 @@ def _cost(rounds: tuple[RoundRecord, ...]) -> str:
         x, {"sent": sent, "received": received}, ("round", "MiB")
     )
     peak = page.paragraph(
-        f"Largest resident set of any rank: {bytes_text(max(r.peak_rss_bytes for r in rounds))}."
+        f"Peak memory of the party that wrote this page: {bytes_text(max(r.peak_rss_bytes for r in rounds))}."
     )
     return page.section("Time and bytes", page.figures(charts), peak)
 
