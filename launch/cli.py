@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,10 +165,16 @@ def _options(
     """Train one model at several parties; only noised, protected sums ever leave them."""
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    """End a run in the same way whoever asks for it, so that no process stays behind."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; the edge of the process."""
     # A user's own task is importable from where the command is typed, as with `python -m`.
     sys.path.insert(0, str(Path.cwd()))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except MpcflError as error:

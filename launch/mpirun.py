@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,8 @@ def supervise(
     Returns:
         How it ended; when this returns or raises, no process of the session is alive.
     """
-    process = subprocess.Popen(
+    tail: deque[str] = deque(maxlen=_STDERR_LINES)
+    with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -94,25 +95,24 @@ def supervise(
         text=True,
         errors="replace",
         start_new_session=True,
-    )
-    tail: deque[str] = deque(maxlen=_STDERR_LINES)
-    readers = [
-        threading.Thread(target=_drain, args=(process.stdout, on_line), daemon=True),
-        threading.Thread(target=_drain, args=(process.stderr, tail.append), daemon=True),
-    ]
-    for reader in readers:
-        reader.start()
-    try:
-        timed_out = not _wait(process, timeout_s, failed or threading.Event())
-    finally:
-        _end_session(process)
+    ) as process:
+        readers = [
+            threading.Thread(target=_drain, args=(process.stdout, on_line), daemon=True),
+            threading.Thread(target=_drain, args=(process.stderr, tail.append), daemon=True),
+        ]
         for reader in readers:
-            reader.join(timeout=_GRACE_S)
+            reader.start()
+        try:
+            timed_out = not _wait(process, timeout_s, failed or threading.Event())
+        finally:
+            _end_session(process)
+            for reader in readers:
+                reader.join(timeout=_GRACE_S)
     return Outcome(process.returncode, tuple(tail), timed_out)
 
 
-def _drain(stream: object, on_line: Callable[[str], object]) -> None:
-    for line in stream or ():  # type: ignore[attr-defined]  # a text pipe
+def _drain(stream: Iterable[str], on_line: Callable[[str], object]) -> None:
+    for line in stream:
         on_line(line.rstrip("\n"))
 
 

@@ -16,12 +16,13 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpcfl.errors import MpcflError, PartyNotReady, TranscriptMismatch
+from mpcfl.errors import ConfigError, MpcflError, PartyNotReady, TranscriptMismatch
 from mpcfl.net.mpi import MpiTransport
 from mpcfl.parties.events import Event, Failed, to_json
 from mpcfl.parties.program import run_rank
@@ -34,40 +35,52 @@ _TURN_S = 0.3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this rank's part of the job; return the exit code."""
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
     transport = MpiTransport(MPI.COMM_WORLD)
-
-    def tell(event: Event) -> None:
-        if options.events:
-            print(to_json(event), flush=True)
-        elif isinstance(event, Failed):
-            print(event.line(), file=sys.stderr, flush=True)
-        else:
-            print(event.line(), flush=True)
-
+    tell = _tell_json if "--events" in arguments else _tell_text
+    debug = "--debug" in arguments
     try:
-        run_rank(options, transport, tell)
+        run_rank(_parser().parse_args(arguments), transport, tell)
     except (PartyNotReady, TranscriptMismatch) as error:
         if transport.rank == 0:
             tell(Failed(str(error)))
         return _EXIT_ERROR
     except MpcflError as error:
-        _abort(transport, tell, str(error), options.debug)
+        _abort(transport, tell, str(error), debug)
     except Exception as error:  # noqa: BLE001 - the edge: anything else must end the job too
-        _abort(transport, tell, f"{type(error).__name__}; --debug shows where", options.debug)
+        _abort(transport, tell, f"{type(error).__name__}; --debug shows where", debug)
     return 0
 
 
-def _abort(transport: MpiTransport, tell: object, message: str, debug: bool) -> None:
+def _tell_json(event: Event) -> None:
+    print(to_json(event), flush=True)
+
+
+def _tell_text(event: Event) -> None:
+    stream = sys.stderr if isinstance(event, Failed) else sys.stdout
+    print(event.line(), file=stream, flush=True)
+
+
+def _abort(
+    transport: MpiTransport, tell: Callable[[Event], None], message: str, debug: bool
+) -> None:
     if debug:
         traceback.print_exc()
     time.sleep(_TURN_S * transport.rank)
-    tell(Failed(message))  # type: ignore[operator]
+    tell(Failed(message))
     MPI.COMM_WORLD.Abort(_EXIT_ERROR)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of leaving by itself, so that a wrong option at one rank reaches all."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the reason."""
+        raise ConfigError(f"{message}; see python -m mpcfl.parties --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m mpcfl.parties",
         description="Run one rank of a job; start it with mpirun, one rank per party.",
     )

@@ -48,6 +48,8 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
     after_round = recorder.after_round if recorder else lambda *_: None
     stopped = run_data_party(rank, secure, transport, after_round)
     secure.close()
+    if rank.ledger is not None:
+        rank.ledger.close()
     digest = agree_on_model(rank, transport, transport.names)
     if recorder:
         recorder.finish(digest, stopped)

@@ -95,9 +95,8 @@ def _cost(rounds: tuple[RoundRecord, ...]) -> str:
     charts["Bytes at the transport per round, all parties"] = chart.line_chart(
         x, {"sent": sent, "received": received}, ("round", "MiB")
     )
-    peak = page.paragraph(
-        f"Peak memory of the party that wrote this page: {bytes_text(max(r.peak_rss_bytes for r in rounds))}."
-    )
+    peak_bytes = max(record.peak_rss_bytes for record in rounds)
+    peak = page.paragraph(f"Peak memory of the party that wrote this: {bytes_text(peak_bytes)}.")
     return page.section("Time and bytes", page.figures(charts), peak)
 
 

