@@ -18,7 +18,7 @@ from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome, compose, supervise
 from mpcfl.parties.events import Event, Failed, from_json
 from mpcfl.parties.rules import check_job
-from mpcfl.report.run_folder import fresh_run_path
+from mpcfl.report.run_folder import fresh_run_path, require_vacant
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ def run(options: RunOptions) -> None:
     job = options.load()
     check_job(job, options.insecure)
     out = options.out or fresh_run_path(job.task)
+    require_vacant(out)
     console.print(f"output: {out}", highlight=False, soft_wrap=True)
     command = compose(job.n_ranks, _program(options, out))
     console.print(shlex.join(command), highlight=False, markup=False, soft_wrap=True)

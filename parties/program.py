@@ -20,7 +20,7 @@ from mpcfl.parties.data_party import agree_on_model, run_data_party
 from mpcfl.parties.events import Event
 from mpcfl.parties.recorder import Recorder
 from mpcfl.parties.rules import check_job, check_ranks, rank_names
-from mpcfl.parties.setup import Rank, make_rank
+from mpcfl.parties.setup import Rank, make_rank, open_ledger
 from mpcfl.report.run_folder import RunFolder, fresh_run_path, open_run_folder
 from mpcfl.round import sum_settings
 
@@ -35,9 +35,9 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
         MpcflError: this rank can't go on.
     """
     job = _agree_on_job(options, transport)
+    rank = _agree_on_start(job, transport, options.debug)
+    folder = _agree_on_folder(options.out, rank, transport)
     run_id = agree_run_id(transport)
-    folder = _agree_on_folder(options.out, job, transport)
-    rank = _agree_on_start(job, transport, folder, options.debug)
     secure = rank.open_backend(transport, sum_settings(rank.public, run_id))
     if rank.party is None:
         run_aggregator(job.training.rounds, secure, transport)
@@ -81,27 +81,30 @@ def _agree_on_job(options: Namespace, transport: MpiTransport) -> Job:
     return _present(job)
 
 
-def _agree_on_folder(out: Path | None, job: Job, transport: MpiTransport) -> RunFolder:
-    """Let rank 0 make the folder and tell its path to the others."""
-    path = out or fresh_run_path(job.task)
-    error: MpcflError | None = None
-    if transport.rank == 0:
-        folder, error = _attempt(lambda: open_run_folder(path), debug=False)
-        if folder is not None:
-            folder.job_json.write_text(json.dumps(job.model_dump(mode="json"), indent=2) + "\n")
-    check_in(transport, transport.names, {}, error)
-    paths = transport.allgather(str(path.resolve()).encode())
-    return RunFolder(Path(paths[0].decode()))
-
-
-def _agree_on_start(job: Job, transport: MpiTransport, folder: RunFolder, debug: bool) -> Rank:
-    rank, error = _attempt(lambda: make_rank(job, transport.rank, folder.path), debug)
+def _agree_on_start(job: Job, transport: MpiTransport, debug: bool) -> Rank:
+    rank, error = _attempt(lambda: make_rank(job, transport.rank), debug)
     facts = {}
     if rank is not None:
         facts["plan"] = rank.public.plan.fingerprint()
         facts["model"] = model_digest(rank.public.model).hex()
     check_in(transport, transport.names, facts, error)
     return _present(rank)
+
+
+def _agree_on_folder(out: Path | None, rank: Rank, transport: MpiTransport) -> RunFolder:
+    """Let rank 0 make the folder and tell its path to the others; open the ledgers in it."""
+    job, path = rank.public.job, out or fresh_run_path(rank.public.job.task)
+    error: MpcflError | None = None
+    if transport.rank == 0:
+        claimed, error = _attempt(lambda: open_run_folder(path), debug=False)
+        if claimed is not None:
+            claimed.job_json.write_text(json.dumps(job.model_dump(mode="json"), indent=2) + "\n")
+    check_in(transport, transport.names, {}, error)
+    paths = transport.allgather(str(path.resolve()).encode())
+    folder = RunFolder(Path(paths[0].decode()))
+    rank.ledger, error = _attempt(lambda: open_ledger(job, transport.rank, folder), debug=False)
+    check_in(transport, transport.names, {}, error)
+    return folder
 
 
 def _attempt(make: Callable[[], T], debug: bool) -> tuple[T | None, MpcflError | None]:

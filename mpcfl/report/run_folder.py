@@ -70,25 +70,42 @@ def open_run_folder(path: Path) -> RunFolder:
     return RunFolder(path)
 
 
+def require_vacant(path: Path) -> None:
+    """Refuse a path that holds anything; makes nothing.
+
+    Raises:
+        ConfigError: names the path and the remedy.
+    """
+    try:
+        occupied = next(path.iterdir(), None)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unusable(path, error) from None
+    if occupied is not None:
+        raise ConfigError(
+            f"the output folder {path} is not empty (it holds {occupied.name}); nothing is "
+            "overwritten: choose a new folder with --out"
+        )
+
+
 def claim_empty_folder(path: Path) -> None:
     """Make ``path`` and its parents; refuse a folder that holds anything or can't be written.
 
     Raises:
         ConfigError: names the folder and the remedy.
     """
+    require_vacant(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        occupied = next(path.iterdir(), None)
         # Permission bits tell little (root, read-only mounts), so a file is really made.
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"can't write to the output folder {path}: {error.strerror}; "
-            "choose another one with --out"
-        ) from None
-    if occupied is not None:
-        raise ConfigError(
-            f"the output folder {path} is not empty (it holds {occupied.name}); nothing is "
-            "overwritten: choose a new folder with --out"
-        )
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"can't write to the output folder {path}: {error.strerror}; choose another one with --out"
+    )
