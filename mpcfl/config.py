@@ -208,7 +208,9 @@ def parse_job(document: Mapping[str, Any], source: str) -> Job:
     try:
         return Job.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # A misspelt key is also a missing one; what stands in the file is what to mend.
+        errors = error.errors(include_url=False)
+        first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
         raise ConfigError(f"{source}: {_explain(first)}") from None
 
 

@@ -90,6 +90,12 @@ def test_a_missing_key_is_named(job_file: Path, line: str, words: str) -> None:
         load_job(job_file)
 
 
+def test_a_misspelt_required_key_is_named_as_it_stands(job_file: Path) -> None:
+    job_file.write_text(GOOD.replace("rounds", "ruonds"))
+    with pytest.raises(ConfigError, match=r"unknown key training.ruonds; did you mean rounds\?"):
+        load_job(job_file)
+
+
 def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.toml: can't read"):
         load_job(tmp_path / "absent.toml")
