@@ -16,7 +16,6 @@ from mpcfl.net.meter import Meter
 from mpcfl.parties.data_party import Traffic
 from mpcfl.parties.events import Ended, Event, RoundDone, Started, Stopped
 from mpcfl.parties.setup import Rank
-from mpcfl.report.html import write_run_report
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.report.run_record import SCHEMA, PrivacyRecord, RoundRecord, RunRecord
 
@@ -81,6 +80,9 @@ class Recorder:
 
     def finish(self, model_sha256: str, stopped: str | None) -> None:
         """Write the model, the record and the report."""
+        # Only the rank that draws plots loads what draws them.
+        from mpcfl.report.html import write_run_report
+
         if stopped is not None:
             self._tell(Stopped(stopped))
         self._folder.save_model(self._rank.public.model.state_dict())
