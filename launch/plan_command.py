@@ -14,6 +14,8 @@ from mpcfl.launch.run_command import RunOptions
 from mpcfl.report.units import epsilon_text
 from mpcfl.round import public_state
 
+# Above this, most of the noise pays for the coarse grid and not for privacy.
+_POOR_INFLATION = 2.0
 _VIEWS = {
     "outsider": "somebody who sees the opened sums only",
     "single": "any single party, which knows its own noise",
@@ -39,6 +41,13 @@ def show_plan(options: RunOptions) -> None:
     console = wide_console()
     console.print(_promise(job), highlight=False, soft_wrap=True)
     console.print(_table(plan, views))
+    if views and plan.rounding_inflation > _POOR_INFLATION:
+        console.print(
+            f"Rounding to {plan.modulus_bits} bits costs more noise than the budget does: "
+            "use more modulus_bits.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _promise(job: Job) -> str:

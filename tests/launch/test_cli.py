@@ -67,6 +67,12 @@ def test_the_plan_page_reads_as_sentences() -> None:
     assert "no privacy is asked for" in invoke("plan", "toy").output
 
 
+def test_the_plan_page_warns_of_a_ring_that_spoils_the_model() -> None:
+    warning = "use more modulus_bits"
+    assert warning not in invoke("plan", "digits").output
+    assert warning in invoke("plan", "digits", "--set", "aggregation.modulus_bits=16").output
+
+
 def test_a_job_that_is_not_there_is_named_with_a_guess() -> None:
     with pytest.raises(ConfigError, match=r"digts: no such job file.*did you mean digits\?"):
         find_job("digts")
