@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from mpcfl.dp.accountant import Releases, accountant_kind, composed_epsilon
 from mpcfl.dp.chain import Entry
 from mpcfl.dp.charge import Budget, Charge
 from mpcfl.errors import LedgerError
+
+# What the writer of a chain puts first in a line that can't cost anything.
+_FREE_EVENT = re.compile(rb'\{"schema":\d+,"sequence":\d+,"kind":"(open|commit|abandon)"')
 
 
 class Account:
@@ -22,6 +26,8 @@ class Account:
         self.pending: dict[int, tuple[Charge, bool]] = {}
         self.last_charge: Charge | None = None
         self.attempts: Counter[int] = Counter()
+        # Unfinished lines before the first reserve: each will be charged as a copy of it.
+        self.owed = 0
 
     @property
     def budget(self) -> Budget | None:
@@ -50,6 +56,8 @@ class Account:
             case "torn":
                 if body["charge"] is not None:
                     self._spend(_charge_from(body["charge"]), 1)
+                elif body.get("owed", True):
+                    self.owed += 1
             case _:
                 raise ValueError(f"{entry.kind!r} is not a kind of entry")
 
@@ -57,7 +65,8 @@ class Account:
         self.pending[sequence] = (charge, False)
         self.last_charge = charge
         self.attempts[charge.round_id] += 1
-        self._spend(charge, 1)
+        self._spend(charge, 1 + self.owed)
+        self.owed = 0
 
     def _commit(self, planned: Charge, opened: bool, realised: dict[str, Any] | None) -> None:
         if not opened:
@@ -71,14 +80,18 @@ class Account:
     def _spend(self, charge: Charge, count: int) -> None:
         self.spent[charge.noise_multiplier, charge.sample_rate] += count
 
-    def torn_charge(self) -> Charge | None:
-        """Return what an unfinished line may have been a reserve of.
+    def may_be_reserve(self, torn: bytes) -> bool:
+        """Tell whether an unfinished line may have been a reserve, pending ones or not.
 
-        While a reserve is pending, the next line can only have been about that one, which is
-        spent already. Nothing left this party before its reserve was finished; the charge is
-        for the reader who can't know that.
+        Nothing left this party before its reserve was finished; the charge is for the reader
+        who can't know that. It is a copy of the last reserve, else of the first one to come.
         """
-        return None if self.pending else self.last_charge
+        # The first line is the header; of the others, only what names its kind is let off.
+        return bool(self.header) and _FREE_EVENT.match(torn) is None
+
+    def epsilon_with(self, charge: Charge) -> float:
+        """Return epsilon after one more reserve, with what is owed since before the first."""
+        return self.epsilon(*[charge] * (1 + self.owed))
 
     def epsilon(self, *more: Charge) -> float:
         """Return epsilon of all that is spent, and of ``more``."""

@@ -35,6 +35,8 @@ _ROUNDING_DIVERGENCE = 5 * math.exp(-2 * math.pi**2 * ROUNDING_VARIANCE)
 _LEMMA_VARIANCE = 64.0
 # A privacy loss distribution for a figure above this is large, slow and of no use to anybody.
 _LOSS_EPSILON_LIMIT = 1000.0
+# Counts as no noise: epsilon would be above 1e199, and squares come close to underflow.
+_NO_NOISE = 1e-100
 
 
 class AccountantKind(StrEnum):
@@ -66,7 +68,7 @@ def composed_epsilon(
         accountant: ``PLD`` for the smallest valid figure, ``RDP`` for published Renyi bounds.
     """
     present = [release for release in releases if release.times > 0]
-    if any(not release.noise_multiplier > 0.0 for release in present):
+    if any(not release.noise_multiplier > _NO_NOISE for release in present):
         return math.inf
     mu_squared = math.fsum(r.times / r.noise_multiplier**2 for r in present if r.sample_rate == 1)
     sampled = sorted(release for release in present if release.sample_rate < 1)

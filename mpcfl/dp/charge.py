@@ -1,7 +1,8 @@
 """What one release costs, as data: the lines of a ledger, and the budget they are held against.
 
 Under sampling an attempt is charged as the planned worst case; without, the realised noise is
-known when the sum is opened and can replace it.
+known when the sum is opened and can replace it. A backend that shows the parties' noised inputs
+is charged in the view "own-share": a party's own noise is then all that protects it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from mpcfl.config import Unit
-from mpcfl.dp.noise_plan import NoisePlan
+from mpcfl.dp.noise_plan import NoisePlan, View
 from mpcfl.errors import LedgerError
 
 
@@ -30,7 +31,7 @@ class Charge:
         round_id: aggregation of the run.
         attempt: its retry, from 0.
         unit: whose presence is hidden.
-        noise_multiplier: z of the equivalent continuous Gaussian, planned coalition's view.
+        noise_multiplier: z of the equivalent continuous Gaussian, in the view that is charged.
         sample_rate: q of secret Poisson sampling; 1 without.
         contributors: parties in the sum.
         purpose: what is released, for example ``"update"``.
@@ -54,22 +55,37 @@ class Charge:
             )
 
 
-def planned_charge(plan: NoisePlan, round_id: int, attempt: int = 0) -> Charge:
-    """Return what to reserve for an attempt: the planned worst case."""
-    return _charge(plan, (round_id, attempt), plan.quorum)
+def planned_charge(
+    plan: NoisePlan, round_id: int, attempt: int = 0, view: str = View.COALITION
+) -> Charge:
+    """Return what to reserve for an attempt: the planned worst case.
+
+    Args:
+        plan: gives the noise.
+        round_id: aggregation of the run.
+        attempt: its retry, from 0.
+        view: "coalition" behind a secure aggregation; "own-share" if others see this party's
+            noised input itself.
+    """
+    return _charge(plan, (round_id, attempt), plan.quorum, view)
 
 
-def realised_charge(plan: NoisePlan, reserved: Charge, contributors: int) -> Charge:
-    """Return what to commit when ``contributors`` parties were in the opened sum."""
-    return _charge(plan, (reserved.round_id, reserved.attempt), contributors)
+def realised_charge(
+    plan: NoisePlan, reserved: Charge, contributors: int, view: str = View.COALITION
+) -> Charge:
+    """Return what to commit when ``contributors`` parties were in the opened sum.
+
+    ``view`` must be the one of the reserve.
+    """
+    return _charge(plan, (reserved.round_id, reserved.attempt), contributors, view)
 
 
-def _charge(plan: NoisePlan, attempt_id: tuple[int, int], contributors: int) -> Charge:
+def _charge(plan: NoisePlan, attempt_id: tuple[int, int], contributors: int, view: str) -> Charge:
     return Charge(
         round_id=attempt_id[0],
         attempt=attempt_id[1],
         unit=plan.unit,
-        noise_multiplier=plan.multiplier(contributors),
+        noise_multiplier=plan.multiplier(contributors, view),
         sample_rate=plan.sample_rate,
         contributors=contributors,
         purpose="update",

@@ -47,7 +47,8 @@ class LedgerReport:
     Attributes:
         entries: finished lines.
         unresolved: reserves without commit or abandon; they count as spent.
-        torn_last_line: a crash left an unfinished line; counted as spent if it may be a reserve.
+        torn_last_line: a crash left an unfinished line; counted as one more of the last reserve,
+            unless it can't have been one. Before the first reserve it is counted with that one.
         epsilon: spent so far, rounded up.
         identity: of the data set and party.
         budget: total budget, if there is one.
@@ -115,11 +116,12 @@ class Ledger:
                     f"{self._chain.path}: this ledger has {key} {known[key]!r}, the run "
                     f"{header[key]!r}; use the ledger of this run's data set"
                 )
+        torn_body = None if torn is None else _torn_body(torn, self._account)
         self._chain.drop_torn()
         if not known:
             self._append("header", header)
-        if torn is not None:
-            self._append("torn", _torn_body(torn, self._account.torn_charge()))
+        if torn_body is not None:
+            self._append("torn", torn_body)
 
     def _append(self, kind: str, body: dict[str, Any]) -> int:
         entry = self._chain.append(kind, body)
@@ -136,7 +138,7 @@ class Ledger:
         budget = self._account.budget
         if budget is None:
             raise LedgerError(f"{self._chain.path}: a ledger without a budget takes no charge")
-        epsilon_after = self._account.epsilon(charge)
+        epsilon_after = self._account.epsilon_with(charge)
         if epsilon_after > budget.epsilon:
             raise BudgetExceeded(epsilon_after, budget.epsilon)
         return Token(self._append("reserve", {"charge": asdict(charge)}))
@@ -190,7 +192,10 @@ class Ledger:
 
     @property
     def head(self) -> tuple[int, str]:
-        """Return (length, hash of the last entry): what peers remember to notice a cut."""
+        """Return (length, hash of the last entry); who remembers it notices a cut.
+
+        No peer remembers it in this version.
+        """
         return self._chain.head
 
     def close(self) -> None:
@@ -209,11 +214,14 @@ class Ledger:
         self.close()
 
 
-def _torn_body(torn: Torn, charge: Charge | None) -> dict[str, Any]:
+def _torn_body(torn: Torn, account: Account) -> dict[str, Any]:
+    charged = account.may_be_reserve(torn.content)
+    last = account.last_charge
     return {
         "size_bytes": len(torn.content),
         "sha256": hashlib.sha256(torn.content).hexdigest(),
-        "charge": None if charge is None else asdict(charge),
+        "charge": asdict(last) if charged and last is not None else None,
+        "owed": charged and last is None,
     }
 
 
@@ -234,12 +242,12 @@ def verify_ledger(path: Path | str) -> LedgerReport:
     if not entries and torn is None:
         raise LedgerError(f"{path}: the file is empty, so it is not a ledger")
     account = replayed(entries, path)
-    assumed = account.torn_charge() if torn is not None else None
+    more = account.last_charge if torn and account.may_be_reserve(torn.content) else None
     return LedgerReport(
         entries=len(entries),
         unresolved=len(account.pending),
         torn_last_line=torn is not None,
-        epsilon=account.epsilon(*([] if assumed is None else [assumed])),
+        epsilon=account.epsilon(*([] if more is None else [more])),
         identity=account.header.get("identity", ""),
         budget=account.budget,
         accountant=accountant_kind(account.header.get("accountant", "pld")),

@@ -58,7 +58,8 @@ class NoisePlan:
         modulus_bits: b of the ring.
         sample_rate: q, of secret Poisson sampling of records.
         records: public total of records of all parties, at record level.
-        max_parties_per_person: in how many parties one person may have a record.
+        max_parties_per_person: in how many parties one person may have a record, one in each;
+            1 under sampling.
         noise_multiplier: z for the planned coalition, of the equivalent continuous Gaussian.
         local_sigma: S, integer sigma of one party's share, grid units; 0 without privacy.
         scale: levels per unit of float space.
@@ -140,6 +141,28 @@ class NoisePlan:
             return math.inf if count else 0.0
         release = Releases(lemma_multiplier(noise), self.sample_rate, count)
         return lemma_epsilon(noise, release, self.delta, self.accountant)
+
+    def rounds_within_budget(self, view: str = View.COALITION) -> int:
+        """Return how many of the planned sums the budget pays for, by bisection.
+
+        Args:
+            view: as in `epsilon`.
+
+        Returns:
+            At most ``rounds``; less only if the noise multiplier was given rather than
+            calibrated, or if the view knows more than the planned coalition.
+        """
+        if self.epsilon(self.rounds, view=view) <= self.epsilon_budget:
+            return self.rounds
+        # Epsilon rises with the rounds: ``paid`` fit the budget, ``unpaid`` don't.
+        paid, unpaid = 0, self.rounds
+        while unpaid - paid > 1:
+            middle = (paid + unpaid) // 2
+            if self.epsilon(middle, view=view) <= self.epsilon_budget:
+                paid = middle
+            else:
+                unpaid = middle
+        return paid
 
     def _noise(self, contributors: int | None, view: str) -> DiscreteSum | None:
         present = self.quorum if contributors is None else contributors

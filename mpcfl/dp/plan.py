@@ -60,8 +60,9 @@ def make_plan(
         records: public total of records, at record level.
         mechanism: "discrete-gaussian".
         rotation: "none".
-        noise_multiplier: used as it is instead of calibrating; the budget then only stops a run.
-        max_parties_per_person: multiplies the sensitivity.
+        noise_multiplier: used as it is instead of calibrating; the budget then only stops a run,
+            and must last for one sum at least.
+        max_parties_per_person: multiplies the sensitivity; above 1 only without sampling.
         accountant: "pld" or "rdp".
 
     Returns:
@@ -69,7 +70,8 @@ def make_plan(
 
     Raises:
         ConfigError: an argument is out of range.
-        PlanError: infeasible; the message names the nearest request that is feasible.
+        PlanError: infeasible, or not covered by a proof; the message names the nearest request
+            that is feasible.
     """
     request = PlanRequest(
         epsilon=float(epsilon),

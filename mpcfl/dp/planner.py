@@ -25,6 +25,8 @@ WRAP_PROBABILITY = 2.0**-40
 # integer arithmetic of the sampler would leave 64 bits.
 _LARGEST_EXPONENT = 28
 _SMALLEST_EXPONENT = 3
+# Every integer up to 2^53 is a float64; the quantizer gives up above 2^52.
+_LARGEST_LEVEL = 2.0**52
 _MIN_PRIVATE_BITS = 16
 _MAX_BITS = 64
 
@@ -146,6 +148,13 @@ def _check_unit(request: PlanRequest) -> None:
         )
     if request.unit is Unit.RECORD and (request.records is None or request.records < 1):
         raise ConfigError("records is missing; at record level set the public total of records")
+    if request.max_parties_per_person > 1 and request.sample_rate < 1.0:
+        raise PlanError(
+            f"max_parties_per_person is {request.max_parties_per_person} with sample_rate "
+            f"{request.sample_rate}; every party samples by itself, so that any number of one "
+            f"person's records may meet in a sum, for which no bound is proved: set sample_rate "
+            f"to 1, or max_parties_per_person to 1"
+        )
 
 
 def _check_threats(request: PlanRequest) -> None:
@@ -166,14 +175,32 @@ def find_fit(request: PlanRequest) -> Fit:
     """Calibrate the noise and fit it into the ring.
 
     Raises:
-        PlanError: nothing fits; names the smallest ring and the nearest epsilon that do.
+        PlanError: nothing fits; names the smallest ring and the nearest epsilon that do. Or the
+            given noise multiplier doesn't last for one sum.
     """
     asked = request.noise_multiplier
+    if asked is not None:
+        _check_one_round(request, asked)
     multiplier = calibrate(request.target) if asked is None else asked
     fit = fit_ring(request, multiplier)
     if fit is None:
         raise PlanError(_infeasible(request, multiplier))
     return fit
+
+
+def _check_one_round(request: PlanRequest, multiplier: float) -> None:
+    """Refuse a given noise multiplier with which no sum at all could be opened."""
+    one = replace(request.target, releases=1)
+    cost = one.spent(multiplier)
+    if cost > request.epsilon:
+        # Rounded up to three decimals.
+        enough = math.ceil(calibrate(one) * 1000) / 1000
+        raise PlanError(
+            f"with noise_multiplier {multiplier:g} one round costs epsilon {cost:.6g}, and the "
+            f"budget is {request.epsilon:g}, so no round could run; set noise_multiplier to at "
+            f"least {enough} for one round, leave it out to have it calibrated for "
+            f"{request.releases}, or raise epsilon"
+        )
 
 
 def fit_ring(request: PlanRequest, multiplier: float) -> Fit | None:
@@ -191,7 +218,7 @@ def _fit_sigma(request: PlanRequest, multiplier: float, sigma: int) -> Fit | Non
     # Delta2 of one party's integer vector, and the scale whose rounding stays below it.
     bound = unknown / (multiplier * persons)
     scale = (bound - math.sqrt(request.dim) / 2) / request.clip_norm
-    if scale <= 0.0:
+    if scale <= 0.0 or bound >= _LARGEST_LEVEL:
         return None
     norm_bound_int = math.floor(bound * bound)
     clip_levels = scale * request.clip_norm

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import stat
 import time
@@ -113,6 +114,27 @@ def test_without_sampling_the_realised_noise_replaces_the_planned(
     assert verify_ledger(path).epsilon == full_epsilon(realised.noise_multiplier, 1)
 
 
+@pytest.mark.parametrize("name", ["party_plan", "record_plan"])
+def test_a_run_that_shows_single_inputs_is_charged_with_a_partys_own_share(
+    path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    plan: NoisePlan = request.getfixturevalue(name)
+    behind = planned_charge(plan, 3, 1)
+    bare = planned_charge(plan, 3, 1, view="own-share")
+    assert behind.noise_multiplier == plan.multiplier()
+    assert bare.noise_multiplier == plan.multiplier(view="own-share") < behind.noise_multiplier
+    assert bare.noise_multiplier == math.sqrt(plan.local_sigma**2 - 4) / plan.l2_sensitivity
+    assert dataclasses.replace(bare, noise_multiplier=behind.noise_multiplier) == behind
+    # Nobody else's noise helps, so more contributors change nothing.
+    assert realised_charge(plan, bare, plan.parties, view="own-share") == bare
+    budget = Budget(1000.0, 1e-5)
+    with opened(path, budget=budget) as ledger:
+        token = ledger.reserve(bare)
+        ledger.opened(token)
+        ledger.commit(token, realised_charge(plan, bare, plan.parties, view="own-share"))
+        assert ledger.epsilon() == pytest.approx(plan.epsilon(rounds=1, view="own-share"))
+
+
 def test_with_sampling_the_planned_worst_case_stands(path: Path, charge: Charge) -> None:
     sampled = dataclasses.replace(charge, sample_rate=0.1)
     with opened(path) as ledger:
@@ -210,12 +232,75 @@ def test_a_torn_last_line_is_reported_and_mended_at_every_byte(
         assert (mended.torn_last_line, mended.epsilon) == (False, report.epsilon)
 
 
-def test_a_torn_line_after_a_pending_reserve_costs_nothing_more(path: Path, charge: Charge) -> None:
+def tear(path: Path, kept: int) -> None:
+    """Keep so many bytes of the last line, as a crash would."""
+    content = path.read_bytes()
+    path.write_bytes(content[: content[:-1].rfind(b"\n") + 1 + kept])
+
+
+def after_recovery(path: Path) -> float:
+    """Return epsilon of a torn ledger, which mending must not change."""
+    report = verify_ledger(path)
+    assert report.torn_last_line
+    with opened(path) as ledger:
+        assert ledger.epsilon() == report.epsilon
+    assert verify_ledger(path).epsilon == report.epsilon
+    return report.epsilon
+
+
+@pytest.mark.parametrize("kept", [1, 30, 60, 300])
+def test_a_torn_reserve_counts_though_an_old_one_is_pending(
+    path: Path, charge: Charge, kept: int
+) -> None:
     with opened(path) as ledger:
         ledger.reserve(charge)
-    with path.open("ab") as file:
-        file.write(b'{"schema":1,"sequ')
-    assert verify_ledger(path).epsilon == full_epsilon(2.0, 1)
+    with opened(path) as ledger:
+        ledger.reserve(dataclasses.replace(charge, round_id=1))
+    tear(path, kept)
+    assert after_recovery(path) == full_epsilon(2.0, 2)
+
+
+@pytest.mark.parametrize(("kept", "releases"), [(20, 2), (60, 1)])
+def test_a_torn_line_that_names_another_event_costs_nothing(
+    path: Path, charge: Charge, kept: int, releases: int
+) -> None:
+    with opened(path) as ledger:
+        ledger.opened(ledger.reserve(charge))
+    tear(path, kept)
+    assert after_recovery(path) == full_epsilon(2.0, releases)
+
+
+def test_a_crash_while_mending_loses_no_charge(path: Path, charge: Charge) -> None:
+    with opened(path) as ledger:
+        ledger.reserve(charge)
+        ledger.reserve(charge)
+    tear(path, 60)
+    opened(path).close()
+    tear(path, 60)
+    assert after_recovery(path) == full_epsilon(2.0, 2)
+
+
+def test_a_torn_first_reserve_is_charged_with_the_first_that_follows(
+    path: Path, charge: Charge
+) -> None:
+    for _ in range(2):
+        with opened(path) as ledger:
+            ledger.reserve(charge)
+        tear(path, 60)
+    with opened(path) as ledger:
+        ledger.reserve(charge)
+        assert ledger.epsilon() == full_epsilon(2.0, 3)
+        ledger.reserve(charge)
+    assert verify_ledger(path).epsilon == full_epsilon(2.0, 4)
+
+
+def test_what_is_owed_can_pass_the_budget(path: Path, charge: Charge) -> None:
+    with opened(path) as ledger:
+        ledger.reserve(charge)
+    tear(path, 60)
+    once = next(z for z in (0.7, 0.8, 0.9) if full_epsilon(z, 1) < 8.0 < full_epsilon(z, 2))
+    with opened(path) as ledger, pytest.raises(BudgetExceeded):
+        ledger.reserve(dataclasses.replace(charge, noise_multiplier=once))
 
 
 def test_a_torn_header_leaves_an_empty_ledger(path: Path) -> None:

@@ -4,14 +4,24 @@ import dataclasses
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mpcfl.config import parse_job
-from mpcfl.dp import NoisePlan, View, make_fixed_point_plan, make_plan, plan_for_job
+from mpcfl.dp import (
+    NoisePlan,
+    View,
+    gaussian_epsilon,
+    make_fixed_point_plan,
+    make_plan,
+    plan_for_job,
+    quantize_rows,
+)
 from mpcfl.errors import ConfigError, PlanError
 
 PARTY: dict[str, Any] = {
@@ -101,17 +111,80 @@ def test_planning_as_if_everybody_were_honest_would_cost_more() -> None:
 
 
 def test_persons_in_two_parties_double_the_sensitivity() -> None:
-    one, two = (make_plan(**RECORD, max_parties_per_person=k) for k in (1, 2))
+    whole = {**RECORD, "sample_rate": 1.0}
+    one, two = (make_plan(**whole, max_parties_per_person=k) for k in (1, 2))
     assert two.l2_sensitivity == 2 * math.sqrt(two.norm_bound_int)
     assert two.epsilon() == pytest.approx(one.epsilon(), rel=1e-4)
     assert two.overhead_vs_central == pytest.approx(one.overhead_vs_central, rel=0.01)
 
 
+def test_persons_in_two_parties_are_refused_under_sampling() -> None:
+    with pytest.raises(PlanError, match=r"sample_rate to 1, or max_parties_per_person to 1"):
+        make_plan(**RECORD, max_parties_per_person=2)
+
+
+def test_why_it_is_refused_two_records_sampled_apart_pass_the_bound_for_one_draw() -> None:
+    # One sum in one coordinate: nothing of this person, or Binomial(2, q) records of length 1.
+    z, q = 0.2, 0.01
+    noise = statistics.NormalDist(0.0, 2 * z)
+    claimed = gaussian_epsilon(noise_multiplier=z, sample_rate=q, rounds=1, delta=0.012)
+
+    def gain(x: float) -> float:
+        apart = (1 - q) ** 2 * noise.pdf(x) + 2 * q * (1 - q) * noise.pdf(x - 1)
+        return apart + q * q * noise.pdf(x - 2) - math.exp(claimed) * noise.pdf(x)
+
+    delta = math.fsum(max(0.0, gain(step / 1000)) / 1000 for step in range(-4000, 6000))
+    assert delta > 0.012
+
+
 def test_a_given_noise_multiplier_is_used_as_it_is() -> None:
-    plan = make_plan(**PARTY, noise_multiplier=0.5)
-    assert plan.noise_multiplier == pytest.approx(0.5, rel=1e-4)
-    assert plan.noise_multiplier >= 0.5
+    plan = make_plan(**PARTY, noise_multiplier=1.0)
+    assert plan.noise_multiplier == pytest.approx(1.0, rel=1e-4)
+    assert plan.noise_multiplier >= 1.0
     assert plan.epsilon() > plan.epsilon_budget == 8.0
+
+
+@pytest.mark.parametrize("arguments", [PARTY, RECORD])
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize("multiplier", [0.3, 1e-9, 1e-155, 1e-300])
+def test_a_noise_multiplier_that_pays_for_no_round_is_refused_with_one_that_does(
+    arguments: dict[str, Any], accountant: str, multiplier: float
+) -> None:
+    arguments = {**arguments, "accountant": accountant}
+    with pytest.raises(PlanError, match=r"one round costs epsilon \S+, and the budget") as caught:
+        make_plan(**arguments, noise_multiplier=multiplier)
+    enough = float(re.search(r"at least (\S+) for one round", str(caught.value))[1])
+    plan = make_plan(**arguments, noise_multiplier=enough)
+    assert plan.rounds_within_budget() >= 1
+    assert 0.95 * plan.epsilon_budget < plan.epsilon(rounds=1) <= plan.epsilon_budget
+
+
+@pytest.mark.parametrize(("arguments", "multiplier"), [(PARTY, 1.0), (RECORD, 0.85)])
+def test_the_rounds_within_the_budget_are_all_that_it_pays_for(
+    arguments: dict[str, Any], multiplier: float
+) -> None:
+    plan = make_plan(**arguments, noise_multiplier=multiplier)
+    count = plan.rounds_within_budget()
+    assert 1 <= count < plan.rounds
+    assert plan.epsilon(rounds=count) <= plan.epsilon_budget < plan.epsilon(rounds=count + 1)
+
+
+def test_the_rounds_within_the_budget_are_never_more_than_planned() -> None:
+    plan = make_plan(**PARTY, spare_attempts=5)
+    assert plan.rounds_within_budget() == 10
+    assert plan.rounds_within_budget(view="own-share") < 10
+    assert make_plan(**PARTY, noise_multiplier=50.0).rounds_within_budget() == 10
+    fixed = make_fixed_point_plan(parties=2, dim=3, rounds=7, modulus_bits=32)
+    assert fixed.rounds_within_budget() == 7
+
+
+@pytest.mark.parametrize("epsilon", [1e15, 1e17, 1e25])
+def test_levels_are_exact_in_float64_however_little_noise_there_is(epsilon: float) -> None:
+    plan = make_plan(**{**PARTY, "epsilon": epsilon, "modulus_bits": 64})
+    assert math.isqrt(plan.norm_bound_int) < 2**52
+    row = np.zeros((1, 50))
+    row[0, 0] = 1.0 - 1e-9
+    assert quantize_rows(row, plan)[0, 0] == pytest.approx(plan.scale, rel=1e-6)
 
 
 def test_the_denominator_at_record_level_is_public() -> None:
