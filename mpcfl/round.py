@@ -27,7 +27,13 @@ from mpcfl.learn.apply import ServerState, apply_mean, initial_state
 from mpcfl.learn.model import check_model, flat_parameters, initial_model, load_flat_parameters
 from mpcfl.learn.registry import load_task
 from mpcfl.learn.task import Task
-from mpcfl.learn.train import check_record_gradients, local_update, record_gradients
+from mpcfl.learn.train import (
+    check_local_update,
+    check_record_gradients,
+    local_update,
+    local_update_or_nan,
+    record_gradients,
+)
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.net.meter import Meter
 from mpcfl.secagg.base import IntVector, SecureSum, SumSettings
@@ -60,7 +66,7 @@ class PartyData:
     Attributes:
         records: inputs and targets; never leave the party.
         bits: injected by tests and `run_round` only; None means the operating system.
-        not_finite: records or updates that were not finite so far; local, never sent.
+        not_finite: records or updates that were not finite, or failed, so far; never sent.
     """
 
     records: tuple[Tensor, Tensor] = field(repr=False)
@@ -78,8 +84,11 @@ def public_state(job: Job) -> PublicState:
     task = load_task(job.task)
     model = initial_model(task, job.training.seed)
     check_model(model, job.privacy.unit)
+    # On public records, and alike at every rank: a fault shows here, not on private ones.
     if job.privacy.unit is Unit.RECORD:
         check_record_gradients(model, task)
+    else:
+        check_local_update(model, task, job.training)
     parameters = flat_parameters(model)
     return PublicState(
         job=job,
@@ -134,7 +143,8 @@ def _train(public: PublicState, party: PartyData, round_id: int) -> Iterator[NDA
     """Yield rows to be clipped: one per sampled record, or one for the whole party."""
     job, model, task = public.job, public.model, public.task
     if job.privacy.unit is not Unit.RECORD:
-        yield local_update(model, party.records, task, job.training, round_id)
+        train = local_update if job.privacy.unit is Unit.NONE else local_update_or_nan
+        yield train(model, party.records, task, job.training, round_id)
         return
     sample = poisson_sample(len(party.records[0]), job.privacy.sample_rate, party.bits)
     yield from record_gradients(model, party.records, task, sample, job.training.microbatch)

@@ -5,6 +5,8 @@ What is measured here may be published: it depends on the public model and on pu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -43,10 +45,18 @@ def evaluate(model: nn.Module, task: Task) -> dict[str, float]:
             "example the mean over the batch"
         )
     if isinstance(task, MeasuresOwnMetrics):
-        return {"loss": float(loss), **task.metrics(outputs, targets)}
+        return {"loss": float(loss), **_numbers(task.metrics(outputs, targets))}
     if targets.is_floating_point():
         return {"loss": float(loss)}
     return {"loss": float(loss), "accuracy": _accuracy(outputs, targets)}
+
+
+def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
+    """Return a task's own metrics as plain numbers; a tensor of one number will do."""
+    try:
+        return {str(name): float(value) for name, value in metrics.items()}  # type: ignore[arg-type]  # tried
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError("the task's metrics() must return a dict of names and numbers") from error
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:

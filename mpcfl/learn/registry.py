@@ -101,10 +101,10 @@ def _call_foreign(name: str, load: Callable[[], Any]) -> Any:
         raise
     except ModuleNotFoundError as error:
         raise ConfigError(f'task "{name}": {_missing_module(name, error.name)}') from error
-    except Exception as error:  # foreign code may raise anything while it loads
+    except (Exception, SystemExit) as error:  # foreign code may raise anything while it loads
+        # Its text may hold records, and this sentence reaches all parties.
         raise ConfigError(
-            f'task "{name}" can\'t be loaded: {type(error).__name__}: {error}; mend the module, '
-            "or see the whole error with --debug"
+            f'task "{name}" can\'t be loaded: it raised {type(error).__name__}; --debug shows where'
         ) from error
 
 

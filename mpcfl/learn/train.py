@@ -90,31 +90,34 @@ def record_gradients(
         Blocks of shape (k, dim), float64, k <= microbatch: one row per sampled record, in
         the order of ``sample``. An empty sample yields nothing.
 
-    Raises:
-        ConfigError: torch.func can't differentiate the model or the loss record by record.
-
-    Privacy: row i depends on record ``sample[i]`` and the public model only.
+    Privacy: row i depends on record ``sample[i]`` and the public model only. A record on which
+    the model or the loss fails becomes a row of NaN, which the clip stage turns into zero: an
+    error would tell that the record is there, and that it was sampled.
     """
     inputs, targets = data
     gradients = _gradient_function(model, task)
+    dim = flat_parameters(model).size
     for start in range(0, len(sample), microbatch):
         block = torch.tensor(sample[start : start + microbatch])
         try:
-            by_name = gradients(inputs[block], targets[block])
-        except RuntimeError as error:
-            # The text of torch's error may hold values of a record: chained, not quoted.
-            raise ConfigError(
-                "the task's model or loss can't be differentiated record by record; keep to "
-                "operations that torch.func.vmap supports (no .item(), no branch on values, no "
-                'recurrent layer), or set privacy.unit = "party"'
-            ) from error
-        rows = torch.cat([value.reshape(len(block), -1) for value in by_name.values()], dim=1)
-        # In place: at this size a second copy counts.
-        yield rows.double().neg_().numpy()
+            yield gradients(inputs[block], targets[block])
+        except Exception:  # noqa: BLE001 - foreign code on private records: which one it was matters
+            yield np.concatenate(
+                [_gradient_or_nan(gradients, inputs[i], targets[i], dim) for i in block.split(1)]
+            )
 
 
-def _gradient_function(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor], _Tensors]:
-    """Return a function from k inputs and targets to gradients by name, each (k, ...)."""
+def _gradient_or_nan(
+    gradients: Callable[[Tensor, Tensor], Matrix], record: Tensor, target: Tensor, dim: int
+) -> Matrix:
+    try:
+        return gradients(record, target)
+    except Exception:  # noqa: BLE001 - see record_gradients
+        return np.full((1, dim), np.nan)
+
+
+def _gradient_function(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor], Matrix]:
+    """Return a function from k inputs and targets to negative gradients, (k, dim), float64."""
     parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
     # Copies, so that a layer which writes to a buffer can't change the global model.
@@ -129,7 +132,15 @@ def _gradient_function(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor
     per_record: Callable[[_Tensors, Tensor, Tensor], _Tensors] = vmap(
         grad(record_loss), in_dims=(None, 0, 0), randomness="different"
     )
-    return lambda records, record_targets: per_record(parameters, records, record_targets)
+
+    def rows(records: Tensor, record_targets: Tensor) -> Matrix:
+        by_name = per_record(parameters, records, record_targets)
+        flat = torch.cat([value.reshape(len(records), -1) for value in by_name.values()], dim=1)
+        # In place: at this size a second copy counts.
+        matrix: Matrix = flat.double().neg_().numpy()
+        return matrix
+
+    return rows
 
 
 def check_record_gradients(model: nn.Module, task: Task) -> None:
@@ -139,13 +150,45 @@ def check_record_gradients(model: nn.Module, task: Task) -> None:
     parties alike.
 
     Raises:
-        ConfigError: as `record_gradients`, with torch's reason.
+        ConfigError: torch.func can't differentiate the model or the loss record by record.
     """
     inputs, targets = task.test_data()
-    sample = np.arange(min(2, len(inputs)), dtype=np.int64)
     try:
-        for _ in record_gradients(model, (inputs, targets), task, sample, microbatch=2):
-            pass
-    except ConfigError as error:
-        reason = str(error.__cause__).strip().partition("\n")[0]
-        raise ConfigError(f"{error} (torch says: {reason})") from error
+        _gradient_function(model, task)(inputs[:2], targets[:2])
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            "the task's model or loss can't be differentiated record by record; keep to "
+            "operations that torch.func.vmap supports (no .item(), no branch on values, no "
+            f'recurrent layer), or set privacy.unit = "party" (torch says: {reason})'
+        ) from error
+
+
+def check_local_update(model: nn.Module, task: Task, training: TrainingTable) -> None:
+    """Try local training on two public test records, before any private one is read.
+
+    Raises:
+        ConfigError: it fails, with torch's reason.
+    """
+    inputs, targets = task.test_data()
+    try:
+        local_update(model, (inputs[:2], targets[:2]), task, training, round_id=0)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"the task's model or loss fails on its own test records: {reason}"
+        ) from error
+
+
+def local_update_or_nan(
+    model: nn.Module, data: Records, task: Task, training: TrainingTable, round_id: int
+) -> Matrix:
+    """Return `local_update`, or a row of NaN if it fails on this party's records.
+
+    The clip stage turns the row into zero: at party level an error would tell something about
+    the data, and nobody may stop for it.
+    """
+    try:
+        return local_update(model, data, task, training, round_id)
+    except Exception:  # noqa: BLE001 - foreign code on private records
+        return np.full((1, flat_parameters(model).size), np.nan)

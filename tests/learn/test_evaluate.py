@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from mpcfl.errors import ConfigError
 from mpcfl.learn.evaluate import evaluate
+from mpcfl.learn.model import initial_model
 from mpcfl.learn.task import Records
+from mpcfl.learn.tasks.digits import DigitsTask
 
 
 class FixedTask:
@@ -85,3 +87,26 @@ def test_labels_that_do_not_fit_the_outputs_are_refused() -> None:
     task = FixedTask(torch.ones(3, 2, 2), torch.tensor([0, 1, 0]))
     with pytest.raises(ConfigError, match="one class label per record"):
         evaluate(task.model(), task)
+
+
+class OwnMetrics(DigitsTask):
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return self.answer  # type: ignore[return-value]  # the point of the test
+
+
+def test_own_metrics_become_plain_numbers() -> None:
+    task = OwnMetrics({"recall": torch.tensor(0.5)})
+    found = evaluate(initial_model(task, seed=0), task)
+    assert found["recall"] == 0.5
+    assert type(found["recall"]) is float
+
+
+@pytest.mark.parametrize("answer", [None, {"recall": "much"}, {"recall": torch.ones(2)}])
+def test_own_metrics_that_are_no_numbers_are_refused(answer: object) -> None:
+    task = OwnMetrics(answer)
+    with pytest.raises(ConfigError, match=r"metrics\(\) must return a dict"):
+        evaluate(initial_model(task, seed=0), task)

@@ -113,3 +113,18 @@ def test_name_that_two_packages_register_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(registry, "entry_points", lambda **_: entries)
     with pytest.raises(ConfigError, match=r"more than once, as a\.b:C and d\.e:F"):
         load_task("digits")
+
+
+@pytest.mark.parametrize("raised", ["ValueError", "SystemExit"])
+def test_what_a_task_says_while_it_loads_is_not_quoted(
+    raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence reaches all parties, and a constructor may have read this party's records."""
+    module = f"leaky_{raised.lower()}"
+    (tmp_path / f"{module}.py").write_text(
+        f"class Leaky:\n    def __init__(self):\n        raise {raised}('Jane Doe, born 1961')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=f"raised {raised}; --debug") as caught:
+        load_task(f"{module}:Leaky")
+    assert "Jane" not in str(caught.value)

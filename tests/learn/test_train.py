@@ -12,7 +12,13 @@ from mpcfl.config import TrainingTable
 from mpcfl.errors import ConfigError
 from mpcfl.learn.model import flat_parameters, initial_model, model_digest
 from mpcfl.learn.task import Records
-from mpcfl.learn.train import check_record_gradients, local_update, record_gradients
+from mpcfl.learn.train import (
+    check_local_update,
+    check_record_gradients,
+    local_update,
+    local_update_or_nan,
+    record_gradients,
+)
 
 RECORDS, CLASSES = 11, 3
 FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
@@ -158,10 +164,43 @@ class BranchesOnValues(nn.Module):
         return outputs if inputs.sum().item() > 0 else -outputs
 
 
+@pytest.mark.parametrize("microbatch", [2, 256])
+def test_record_on_which_the_loss_fails_counts_as_not_finite_and_stops_nothing(
+    microbatch: int,
+) -> None:
+    good, bad = ModelTask(linear, (4,)), ModelTask(linear, (4,))
+    bad.targets[3] = 99  # no such class: cross entropy refuses it
+    model = initial_model(good, seed=2)
+    rows = all_blocks(model, bad, microbatch)
+    spoilt = np.flatnonzero(SAMPLE == 3)
+    assert np.isnan(rows[spoilt]).all()
+    kept = np.delete(rows, spoilt, axis=0)
+    expected = np.delete(gradients_by_loop(model, good, SAMPLE), spoilt, axis=0)
+    np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-6)  # float32 gradients below 1
+
+
+def test_party_on_whose_records_training_fails_counts_as_not_finite() -> None:
+    task = ModelTask(linear, (4,))
+    task.targets[0] = 99
+    model = initial_model(task, seed=2)
+    update = local_update_or_nan(model, task.party_data(0, 1), task, TRAINING, 0)
+    assert update.shape == (1, flat_parameters(model).size)
+    assert np.isnan(update).all()
+    with pytest.raises(IndexError):
+        local_update(model, task.party_data(0, 1), task, TRAINING, 0)
+
+
 def test_model_that_cannot_be_vectorized_is_refused_with_a_remedy() -> None:
     task = ModelTask(BranchesOnValues, (4,))
     with pytest.raises(ConfigError, match=r"torch\.func\.vmap supports"):
-        all_blocks(task.model(), task, microbatch=256)
+        check_record_gradients(task.model(), task)
+
+
+def test_loss_that_fails_on_public_records_is_refused_before_training() -> None:
+    task = ModelTask(linear, (4,))
+    task.targets[0] = 99
+    with pytest.raises(ConfigError, match=r"fails on its own test records: .*99"):
+        check_local_update(initial_model(task, seed=2), task, TRAINING)
 
 
 def test_check_on_public_records_tells_torchs_reason() -> None:
