@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+_EXIT_ERROR = 1
+_EXIT_INTERRUPTED = 130
 
 
 class _GridByDefault(TyperGroup):
@@ -171,17 +176,37 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def main() -> None:
-    """Run the command line; the edge of the process."""
-    # A user's own task is importable from where the command is typed, as with `python -m`.
-    sys.path.insert(0, str(Path.cwd()))
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run the command line; the edge of the process: an error is one sentence here."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
-        app()
-    except MpcflError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.stderr.write(f"mpcfl: error: {error}\n")
-        sys.exit(1)
+        code = app(standalone_mode=False)
     except KeyboardInterrupt:
         sys.stderr.write("mpcfl: stopped by the user\n")
-        sys.exit(130)
+        sys.exit(_EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has gone (mpcfl ... | head): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_EXIT_ERROR)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(_sentence(error) + "\n")
+        sys.exit(_EXIT_ERROR)
+    sys.exit(code)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, MpcflError):
+        return f"mpcfl: error: {error}"
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        # No command at all is answered with the help, which is this error's message.
+        text = str(usage())
+        wrong = text.strip().partition("\n")[0].rstrip(".")
+        return text if "Usage:" in text else f"mpcfl: error: {wrong}; see mpcfl --help"
+    if isinstance(error, OSError):
+        return (
+            f"mpcfl: error: {error.filename or 'a file'}: {error.strerror}; mend it and try again"
+        )
+    return f"mpcfl: error: {type(error).__name__}: {error}; --debug shows where"

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpcfl.parties.events import Ended, Event, Failed, RoundDone, Started, Stopped
+from mpcfl.parties.events import Ended, Event, Failed, RoundDone, Started, Stopped, figure
 from mpcfl.report.units import bytes_text
 
 # A terminal shows the newest rounds; the report holds all of them.
@@ -71,7 +71,7 @@ def _table(rounds: list[RoundDone]) -> Table:
             str(event.parties),
             "-" if event.epsilon is None else f"{event.epsilon:.4f}",
             "-" if event.epsilon_planned is None else f"{event.epsilon_planned:g}",
-            *(f"{event.metrics[name]:.4f}" for name in names),
+            *(figure(event.metrics[name]) for name in names),
             *(f"{event.seconds.get(stage, 0.0):.3f}" for stage in _STAGES),
             bytes_text(event.bytes_sent),
         )

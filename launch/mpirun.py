@@ -7,6 +7,8 @@ line says all of that, so that it can be copied and run by hand.
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import shutil
 import signal
@@ -15,7 +17,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,10 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 # A failed job gets this long to end by itself before its processes are killed.
 _GRACE_S = 3.0
 _STDERR_LINES = 200
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# From <sys/prctl.h>: the signal that a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,9 @@ def supervise(
         timeout_s: the job is killed after this many seconds.
         failed: once set, the job has a few seconds to end by itself.
 
+    Raises:
+        Exception: what ``on_line`` raised; the command is then ended.
+
     Returns:
         How it ended; when this returns or raises, no process of the session is alive.
     """
@@ -95,35 +105,80 @@ def supervise(
         text=True,
         errors="replace",
         start_new_session=True,
+        # Even if this process is killed, mpirun ends its ranks instead of running on unseen.
+        preexec_fn=_die_with_parent,
     ) as process:
+        drain = _Drain(on_line)
         readers = [
-            threading.Thread(target=_drain, args=(process.stdout, on_line), daemon=True),
-            threading.Thread(target=_drain, args=(process.stderr, tail.append), daemon=True),
+            threading.Thread(target=drain.read, args=(process.stdout,), daemon=True),
+            threading.Thread(target=_keep_tail, args=(process.stderr, tail), daemon=True),
         ]
         for reader in readers:
             reader.start()
         try:
-            timed_out = not _wait(process, timeout_s, failed or threading.Event())
+            timed_out = not _wait(process, timeout_s, (failed or threading.Event(), drain.broken))
         finally:
-            _end_session(process)
-            for reader in readers:
-                reader.join(timeout=_GRACE_S)
+            with _signals_held():
+                _end_session(process)
+                for reader in readers:
+                    reader.join(timeout=_GRACE_S)
+    if drain.error is not None:
+        raise drain.error
     return Outcome(process.returncode, tuple(tail), timed_out)
 
 
-def _drain(stream: Iterable[str], on_line: Callable[[str], object]) -> None:
+class _Drain:
+    """Hands on a pipe's lines; goes on reading if that fails, so that nobody blocks on writing."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self.broken = threading.Event()
+        self.error: BaseException | None = None
+
+    def read(self, stream: Iterable[str]) -> None:
+        """Read to the end; a failure of the receiver is kept for the main thread."""
+        for line in stream:
+            if self.error is None:
+                try:
+                    self._on_line(line.rstrip("\n"))
+                except BaseException as error:  # noqa: BLE001 - raised again by supervise()
+                    self.error = error
+                    self.broken.set()
+
+
+def _keep_tail(stream: Iterable[str], tail: deque[str]) -> None:
     for line in stream:
-        on_line(line.rstrip("\n"))
+        tail.append(line.rstrip("\n"))
 
 
-def _wait(process: subprocess.Popen[str], timeout_s: float | None, failed: threading.Event) -> bool:
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ignore a second Ctrl-C while processes are being ended; only the main thread gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+
+
+def _wait(
+    process: subprocess.Popen[str], timeout_s: float | None, failed: tuple[threading.Event, ...]
+) -> bool:
     """Return True if the process ended by itself, or soon after a failure was told."""
-    end = None if timeout_s is None else time.monotonic() + timeout_s
+    end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    told = False
     while process.poll() is None:
-        if failed.is_set():
-            end = min(end or float("inf"), time.monotonic() + _GRACE_S)
-            failed = threading.Event()
-        if end is not None and time.monotonic() > end:
+        if not told and any(event.is_set() for event in failed):
+            told, end = True, min(end, time.monotonic() + _GRACE_S)
+        if time.monotonic() > end:
             return False
         time.sleep(0.02)
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 from rich.table import Table
 
@@ -32,6 +33,8 @@ def show_plan(options: RunOptions) -> None:
         PlanError: no plan meets it.
     """
     job = options.load()
+    # A user's own task is importable from where the command is typed, as it is at the ranks.
+    sys.path.append(str(Path.cwd()))
     plan = public_state(job).plan
     views = {} if job.privacy.unit is Unit.NONE else {v: plan.epsilon(view=v) for v in _VIEWS}
     if options.as_json:

@@ -156,7 +156,7 @@ def test_an_unknown_grid_is_named(tmp_path: Path) -> None:
 
 
 EVENTS = [
-    Started("digits", "crypten", "record", ("a", "b"), 2, 650, 4.0, 1e-5, "out"),
+    Started("digits", "crypten", "record", ("a", "b"), 2, 650, 4.0, False, 1e-5, "out"),
     RoundDone(1, 2, 2, 0.5, 4.0, {"accuracy": 0.25}, {"train": 0.1, "open": 0.2}, 4096),
     Stopped("enough"),
     Ended(1, 0.5, 4.0, 1e-5, {"accuracy": 0.25}, "out"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -97,3 +98,37 @@ def test_the_end_of_standard_error_is_kept() -> None:
     outcome = mpirun.supervise([sys.executable, "-c", program], lambda _: None)
     assert outcome.stderr_tail[-1] == "999"
     assert len(outcome.stderr_tail) == 200
+
+
+def test_a_receiver_that_fails_ends_the_command_and_is_raised(monkeypatch) -> None:
+    """A full pipe that nobody reads would otherwise block the job for ever."""
+    monkeypatch.setattr(mpirun, "_GRACE_S", 0.5)
+
+    def broken(_: str) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    program = "while True: print('x' * 1000)"
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        mpirun.supervise([sys.executable, "-c", program], broken)
+
+
+LAUNCHER = """
+import sys
+from mpcfl.launch.mpirun import supervise
+program = "import time; print('up', flush=True); time.sleep(60)"
+supervise([sys.executable, "-c", program, sys.argv[1]], print)
+"""
+
+
+def test_a_launcher_that_is_killed_takes_its_job_with_it(tmp_path: Path) -> None:
+    marker = f"marker-{tmp_path.name}-{os.getpid()}"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", LAUNCHER, marker], stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "up\n"
+        launcher.kill()
+    end = time.monotonic() + 5
+    while alive(marker) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(marker)
