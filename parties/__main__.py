@@ -22,15 +22,15 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpcfl.errors import ConfigError, MpcflError, PartyNotReady, TranscriptMismatch
+from mpcfl.errors import ConfigError, MpcflError, PartyLost, PartyNotReady, TranscriptMismatch
 from mpcfl.net.mpi import MpiTransport
 from mpcfl.parties.events import Event, Failed, to_json
 from mpcfl.parties.program import run_rank
 
 _EXIT_ERROR = 1
-# A failure that all ranks see is told by the lowest of them: the others wait their turn,
-# and the first to speak ends the job.
+# mpirun may hang when ranks abort in the same moment, so they take turns.
 _TURN_S = 0.3
+_LONGEST_TURN_S = 1.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,15 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     tell = _tell_json if "--events" in arguments else _tell_text
     debug = "--debug" in arguments
     try:
-        run_rank(_parser().parse_args(arguments), transport, tell)
+        options = _parser().parse_args(arguments)
+    except ConfigError as error:
+        _abort(tell, str(error), debug)
+    try:
+        run_rank(options, transport, tell)
     except (PartyNotReady, TranscriptMismatch) as error:
         if transport.rank == 0:
             tell(Failed(str(error)))
         return _EXIT_ERROR
+    except PartyLost as error:
+        # All ranks see it: the lowest speaks first, and that ends the others.
+        time.sleep(min(_TURN_S * transport.rank, _LONGEST_TURN_S))
+        _abort(tell, str(error), debug)
     except MpcflError as error:
-        _abort(transport, tell, str(error), debug)
-    except Exception as error:  # noqa: BLE001 - the edge: anything else must end the job too
-        _abort(transport, tell, f"{type(error).__name__}; --debug shows where", debug)
+        _abort(tell, str(error), debug)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: all of it ends the job
+        _abort(tell, f"{type(error).__name__}; --debug shows where", debug)
     return 0
 
 
@@ -61,14 +69,12 @@ def _tell_text(event: Event) -> None:
     print(event.line(), file=stream, flush=True)
 
 
-def _abort(
-    transport: MpiTransport, tell: Callable[[Event], None], message: str, debug: bool
-) -> None:
+def _abort(tell: Callable[[Event], None], message: str, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    time.sleep(_TURN_S * transport.rank)
     tell(Failed(message))
     MPI.COMM_WORLD.Abort(_EXIT_ERROR)
+    sys.exit(_EXIT_ERROR)
 
 
 class _Parser(argparse.ArgumentParser):

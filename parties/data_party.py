@@ -47,19 +47,22 @@ def run_data_party(
         raise ValueError("a data party needs data")
     n_parties = public.job.parties.count
     for round_id in range(public.job.training.rounds):
-        reserved, objection = _reserve(rank, round_id)
-        stop = first_objection(transport, objection)
-        if stop is not None:
-            return stop
         meter, before = Meter(), traffic_so_far(transport)
+        with meter.stage("reserve"):
+            reserved, objection = _reserve(rank, round_id)
+        with meter.stage("agree"):
+            stop = first_objection(transport, objection)
+        if stop is not None:
+            if reserved is not None:
+                reserved.ledger.abandon(reserved.token)
+            return stop
         opened = protected_sum(public, party, secure, round_id, meter)
-        if reserved is not None:
-            reserved.ledger.opened(reserved.token)
         new_model(public, opened, n_parties, meter)
-        if reserved is not None:
-            realised = realised_charge(public.plan, reserved.charge, n_parties)
-            reserved.ledger.commit(reserved.token, realised)
-        after_round(round_id, meter, total_traffic(transport, before))
+        with meter.stage("commit"):
+            _commit(rank, reserved)
+        with meter.stage("agree"):
+            traffic = total_traffic(transport, before)
+        after_round(round_id, meter, traffic)
     return None
 
 
@@ -83,11 +86,21 @@ def _reserve(rank: Rank, round_id: int) -> tuple[_Reserved | None, str | None]:
     """Write the round's charge ahead; or return why the budget forbids it."""
     if rank.ledger is None:
         return None, None
-    charge = planned_charge(rank.public.plan, round_id)
+    charge = planned_charge(rank.public.plan, round_id, view=rank.view)
     try:
         return _Reserved(rank.ledger, charge, rank.ledger.reserve(charge)), None
     except BudgetExceeded as error:
         return None, str(error)
+
+
+def _commit(rank: Rank, reserved: _Reserved | None) -> None:
+    """Note that the round's sum was opened and used, with the noise that was really in it."""
+    if reserved is None:
+        return
+    plan = rank.public.plan
+    realised = realised_charge(plan, reserved.charge, plan.parties, view=rank.view)
+    reserved.ledger.opened(reserved.token)
+    reserved.ledger.commit(reserved.token, realised)
 
 
 def traffic_so_far(transport: Transport) -> Traffic:

@@ -1,7 +1,7 @@
 """What a run tells while it goes on, as frozen events; rank 0 tells it for all.
 
-An event is one line: JSON for the launcher's live table, plain text for people. Nothing in
-it belongs to one party.
+An event is one line: JSON for the launcher's live table, plain text for people. Metrics are
+public and bytes are all ranks' together; the seconds are those of the rank that tells them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ class Started:
     rounds: int
     dim: int
     epsilon: float | None
+    exposed: bool
     delta: float
     folder: str
 
     def line(self) -> str:
         """Return the event as text."""
-        promise = (
-            "no privacy"
-            if self.epsilon is None
-            else f"epsilon {self.epsilon:g} at delta {self.delta:g} per {self.unit}"
-        )
+        promise = "no privacy"
+        if self.epsilon is not None:
+            promise = f"epsilon {self.epsilon:.4g} at delta {self.delta:g} per {self.unit}"
+        if self.epsilon is not None and self.exposed:
+            promise += ", INSECURE: each party's noised input is visible, its own noise protects it"
         return (
             f"{self.task}: {len(self.parties)} parties ({', '.join(self.parties)}), "
             f"{self.rounds} rounds, {self.dim} coordinates, backend {self.backend}, {promise}"
@@ -51,7 +52,7 @@ class RoundDone:
     parties: int
     epsilon: float | None
     epsilon_planned: float | None
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     seconds: dict[str, float]
     bytes_sent: int
 
@@ -60,7 +61,7 @@ class RoundDone:
         parts = [f"round {self.round:>{len(str(self.rounds))}}/{self.rounds}"]
         if self.epsilon is not None:
             parts.append(f"epsilon {self.epsilon:.4f} of {self.epsilon_planned:g}")
-        parts += [f"{name} {value:.4f}" for name, value in self.metrics.items()]
+        parts += [f"{name} {figure(value)}" for name, value in self.metrics.items()]
         parts.append(f"{sum(self.seconds.values()):.2f} s")
         parts.append(f"{bytes_text(self.bytes_sent)} sent")
         return "  ".join(parts)
@@ -87,7 +88,7 @@ class Ended:
     epsilon: float | None
     epsilon_planned: float | None
     delta: float
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     folder: str
 
     def line(self) -> str:
@@ -97,7 +98,7 @@ class Ended:
             parts.append(
                 f"epsilon {self.epsilon:.4f} of {self.epsilon_planned:g} at delta {self.delta:g}"
             )
-        parts += [f"test {name} {value:.4f}" for name, value in self.metrics.items()]
+        parts += [f"test {name} {figure(value)}" for name, value in self.metrics.items()]
         return ", ".join(parts) + f"; see {self.folder}/report.html"
 
 
@@ -112,6 +113,11 @@ class Failed:
     def line(self) -> str:
         """Return the event as text."""
         return f"mpcfl: error: {self.message}"
+
+
+def figure(value: float | None) -> str:
+    """Return a metric as text; None is one that is not finite."""
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 Event = Started | RoundDone | Stopped | Ended | Failed

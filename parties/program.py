@@ -46,23 +46,31 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
         return
     recorder = Recorder(rank, folder, tell) if transport.rank == 0 else None
     after_round = recorder.after_round if recorder else lambda *_: None
-    stopped = run_data_party(rank, secure, transport, after_round)
+    try:
+        stopped = run_data_party(rank, secure, transport, after_round)
+    except MpcflError as error:
+        if recorder:
+            recorder.fail(str(error))
+        raise
+    finally:
+        _log_locally(folder, transport.rank, rank.party.not_finite)
     secure.close()
     if rank.ledger is not None:
         rank.ledger.close()
     digest = agree_on_model(rank, transport, transport.names)
     if recorder:
         recorder.finish(digest, stopped)
-    if rank.party.not_finite:
-        _log_locally(folder, transport.rank, rank.party.not_finite)
 
 
 def _log_locally(folder: RunFolder, rank: int, not_finite: int) -> None:
-    """Note what was left out, for this party's eyes: the number says something about its data."""
+    """Note what was left out, for this party's eyes; always, and always at the same length.
+
+    The number says something about its data, and so would the mere existence of the file.
+    """
     path = folder.path / "local" / f"party-{rank}.log"
     path.parent.mkdir(exist_ok=True)
     path.touch(mode=0o600)
-    path.write_text(f"{not_finite} records or updates were not finite and counted as zero\n")
+    path.write_text(f"{not_finite:>12} records or updates failed or were not finite: left out\n")
 
 
 def _agree_on_job(options: Namespace, transport: MpiTransport) -> Job:
@@ -102,7 +110,7 @@ def _agree_on_folder(out: Path | None, rank: Rank, transport: MpiTransport) -> R
     check_in(transport, transport.names, {}, error)
     paths = transport.allgather(str(path.resolve()).encode())
     folder = RunFolder(Path(paths[0].decode()))
-    rank.ledger, error = _attempt(lambda: open_ledger(job, transport.rank, folder), debug=False)
+    rank.ledger, error = _attempt(lambda: open_ledger(rank, transport.rank, folder), debug=False)
     check_in(transport, transport.names, {}, error)
     return folder
 
@@ -111,11 +119,12 @@ def _attempt(make: Callable[[], T], debug: bool) -> tuple[T | None, MpcflError |
     """Return what ``make`` returns, or its error in a form that all ranks may see."""
     try:
         return make(), None
-    except MpcflError as error:
-        return None, error
-    except Exception as error:  # noqa: BLE001 - a task is foreign code; its text may hold data
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a task is foreign code
         if debug:
             traceback.print_exc()
+        if isinstance(error, MpcflError):
+            return None, error
+        # Its text may hold data of this party.
         name = type(error).__name__
         return None, ConfigError(f"the task or its data failed with {name}; --debug shows where")
 

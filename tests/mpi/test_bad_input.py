@@ -490,8 +490,9 @@ def test_a_party_that_is_killed_is_named_and_all_others_go(
 
 
 @pytest.mark.mpi
-def test_an_interrupted_run_leaves_no_process(running: Running) -> None:
-    os.kill(running.process.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_process(number: int, running: Running) -> None:
+    os.kill(running.process.pid, number)
     done = running.end(timeout_s=30)
     assert done.code != 0
     assert "Traceback" not in done.stderr

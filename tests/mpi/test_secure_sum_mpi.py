@@ -36,7 +36,7 @@ REFUSALS = """
 import numpy as np
 from mpi4py import MPI
 import mpcfl
-from mpcfl.errors import ProtocolError, WrapDetected
+from mpcfl.errors import ConfigError, ProtocolError, WrapDetected
 
 comm = MPI.COMM_WORLD
 levels = np.array([2**40 if comm.rank == 1 else 1])
@@ -55,6 +55,50 @@ try:
 except mpcfl.errors.BackendUnavailable:
     print("rank", comm.rank, "one at a time", flush=True)
 first.close()
+try:
+    deadline_s = "soon" if comm.rank == 1 else 20
+    mpcfl.open_secure_sum(comm=comm, backend="plain", dim=1, deadline_s=deadline_s)
+except ConfigError:
+    assert comm.rank == 1
+    print("rank", comm.rank, "heard of the deadline", flush=True)
+except ProtocolError as error:
+    assert "rank 1 refused" in str(error)
+    print("rank", comm.rank, "heard of the deadline", flush=True)
+with mpcfl.open_secure_sum(comm=comm, backend="plain", dim=1, deadline_s=7) as secure:
+    assert secure._transport.deadline_s == 7
+    # A communicator of the user's stays the user's: its messages don't meet ours.
+    comm.Isend(np.array([5]), dest=(comm.rank + 1) % comm.size, tag=1)
+    assert secure.sum(np.array([comm.rank])).tolist() == [3]
+    inbox = np.zeros(1, int)
+    comm.Recv(inbox, source=(comm.rank - 1) % comm.size, tag=1)
+    assert inbox.tolist() == [5]
+"""
+
+SILENT = """
+import time
+import numpy as np
+from mpi4py import MPI
+import mpcfl
+from mpcfl.errors import OutOfOrder, PartyLost
+
+comm = MPI.COMM_WORLD
+secure = mpcfl.open_secure_sum(comm=comm, backend="plain", dim=1, deadline_s=1)
+if comm.rank == 0:
+    for error in (PartyLost, OutOfOrder):
+        try:
+            print("wrong sum", secure.sum(np.array([100])), flush=True)
+        except error:
+            print("rank 0", error.__name__, flush=True)
+else:
+    time.sleep(2)
+    try:
+        print("wrong sum", secure.sum(np.array([10])), flush=True)
+    except PartyLost:
+        print("rank 1 PartyLost", flush=True)
+secure.close()
+print("rank", comm.rank, "closed", flush=True)
+time.sleep(3 - 2 * comm.rank)
+comm.Abort(3)
 """
 
 
@@ -83,3 +127,12 @@ def test_refused_vector_or_second_stock_session_is_an_error_at_every_rank(tmp_pa
     for rank in range(3):
         assert f"rank {rank} refused" in done.stdout
         assert f"rank {rank} one at a time" in done.stdout
+        assert f"rank {rank} heard of the deadline" in done.stdout
+
+
+@pytest.mark.mpi
+def test_rank_that_came_late_gives_no_sum_at_any_rank(tmp_path):
+    done = run_ranks(2, SILENT, tmp_path)
+    said = [line for line in done.stdout.splitlines() if line.startswith(("rank", "wrong"))]
+    expected = ["rank 0 PartyLost", "rank 0 OutOfOrder", "rank 0 closed"]
+    assert sorted(said) == sorted([*expected, "rank 1 PartyLost", "rank 1 closed"]), done.stderr

@@ -58,7 +58,7 @@ def test_ranks_must_fit_and_an_aggregator_counts() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        Started("t", "plain", "none", ("a", "b"), 3, 10, None, 1e-5, "out"),
+        Started("t", "plain", "none", ("a", "b"), 3, 10, None, False, 1e-5, "out"),
         RoundDone(2, 3, 2, None, None, {"loss": 0.5}, {"train": 0.1}, 10),
         Stopped("why"),
         Ended(3, 1.0, 2.0, 1e-5, {"accuracy": 1.0}, "out"),
