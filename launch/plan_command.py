@@ -83,6 +83,9 @@ def _table(plan: NoisePlan, views: dict[str, float]) -> Table:
             ("wrap bound", f"{plan.wrap_probability:.2g}", "probability that a value wraps"),
             ("overhead", f"{plan.overhead_vs_central:.4f}", "noise over a trusted curator's"),
         ]
+        affordable = plan.rounds_within_budget()
+        if affordable < plan.rounds:
+            rows.append(("stops after", f"{affordable} rounds", f"of {plan.rounds}: the budget"))
     rows.append(("fingerprint", plan.fingerprint()[:16], "compared by all parties"))
     for row in rows:
         table.add_row(*row)

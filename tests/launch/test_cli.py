@@ -73,6 +73,13 @@ def test_the_plan_page_warns_of_a_ring_that_spoils_the_model() -> None:
     assert warning in invoke("plan", "digits", "--set", "aggregation.modulus_bits=16").output
 
 
+def test_the_plan_page_says_how_far_a_budget_goes() -> None:
+    assert "stops after" not in invoke("plan", "digits").output
+    text = invoke("plan", "digits", "--set", "privacy.noise_multiplier=3.0").output
+    assert "stops after" in text
+    assert "of 60: the budget" in text
+
+
 def test_a_job_that_is_not_there_is_named_with_a_guess() -> None:
     with pytest.raises(ConfigError, match=r"digts: no such job file.*did you mean digits\?"):
         find_job("digts")
