@@ -1,8 +1,10 @@
 """The transport over MPI: non-blocking requests, polled against a deadline.
 
-A blocking MPI call can't be timed out, so none is used. A rank that waits sleeps with
-back-off (at most 1 ms), so that CPU seconds mean work. Only upper-case (buffer) calls of
-mpi4py appear here; the lower-case ones pickle.
+A blocking MPI call can't be timed out, so nothing here waits in one: even a duplicate of a
+communicator is polled for. (`close` frees that duplicate, which is collective; it is not
+called once something has failed.) A rank that waits sleeps with back-off (at most 1 ms), so
+that CPU seconds mean work. Only upper-case (buffer) calls of mpi4py appear here; the
+lower-case ones pickle.
 
 Assumes nothing of the network: messages are opaque. Does not protect: see `channel.py`.
 """
@@ -26,37 +28,56 @@ _TAG_BLOCK = 2
 # is shorter than this ends it.
 _PIECE_BYTES = 1 << 28
 _MAX_SLEEP_S = 1e-3
+# Requests that an exchange left open when it failed, and their buffers. MPI may read and
+# write them until the process ends, so they outlive the transport as well.
+_abandoned: list[object] = []
 
 
 class MpiTransport:
     """One rank's end of an MPI communicator; implements `Transport`.
 
     Args:
-        comm: an intracommunicator; it is duplicated, so its own traffic is not disturbed.
-        deadline_s: longest wait in seconds for any one exchange.
-        names: a name per rank, for errors; ranks are numbered where it is empty.
+        comm: an intracommunicator. It is used as it is: nobody else may talk on it as long as
+            the transport is in use, and its errors are returned from then on, never fatal.
+        deadline_s: longest wait in seconds for any one exchange, and for the duplicate; may be
+            set later.
+        names: a name per rank, for errors; ranks are numbered where it is empty; may be set
+            later.
+        duplicate: talk on a duplicate of ``comm``, so that others may talk on ``comm``; all
+            ranks make their transports together.
+
+    Raises:
+        PartyLost: a rank died, or did not duplicate ``comm`` before the deadline.
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, deadline_s: float = 120.0, names: Sequence[str] = ()
+        self,
+        comm: MPI.Intracomm,
+        deadline_s: float = 120.0,
+        names: Sequence[str] = (),
+        *,
+        duplicate: bool = False,
     ) -> None:
-        self._comm = comm.Dup()
-        self._comm.Set_errhandler(MPI.ERRORS_RETURN)
-        self.rank = self._comm.Get_rank()
-        self.n_ranks = self._comm.Get_size()
+        self._comm = comm
+        self.rank = comm.Get_rank()
+        self.n_ranks = comm.Get_size()
         self.deadline_s = deadline_s
         self.meter = Meter()
         self.names = tuple(names)
+        self._must_free = False
+        if duplicate:
+            self._comm = self._duplicate(comm)
+            self._must_free = True
+        _return_errors(self._comm)
 
     def exchange(self, outgoing: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
         """See `Transport.exchange`."""
         inboxes = {source: _Inbox(self._comm, source) for source in sources}
-        with _Deadline(self, (*outgoing, *sources)) as deadline:
-            sends = [
-                self._comm.Isend([piece, MPI.BYTE], dest=target, tag=_TAG_MESSAGE)
-                for target, message in outgoing.items()
-                for piece in _pieces(message)
-            ]
+        sends: list[MPI.Request] = []
+        in_use = (inboxes, sends, outgoing)
+        with _Deadline(self, (*outgoing, *sources), in_use) as deadline:
+            for target, message in outgoing.items():
+                self._post_sends(target, message, _TAG_MESSAGE, sends)
             deadline.wait(
                 lambda: (
                     [s for s, inbox in inboxes.items() if not inbox.poll()],
@@ -94,8 +115,37 @@ class MpiTransport:
         return values
 
     def close(self) -> None:
-        """See `Transport.close`: Open MPI has a limited number of communicators."""
-        self._comm.Free()
+        """See `Transport.close`: Open MPI has a limited number of communicators.
+
+        Frees the duplicate, once, and not after a failure, when other ranks may never come.
+        Does nothing to a communicator that is used as it is.
+        """
+        if self._must_free:
+            self._must_free = False
+            self._comm.Free()
+
+    def abandon(self, in_use: object) -> None:
+        """Keep what MPI may still use after a failure; `close` does nothing from then on."""
+        _abandoned.append(in_use)
+        self._must_free = False
+
+    def _duplicate(self, comm: MPI.Intracomm) -> MPI.Intracomm:
+        duplicate, request = comm.Idup()
+        with _Deadline(self, self._others(), (duplicate, request)) as deadline:
+            deadline.wait(lambda: ([], request.Test()))
+        return duplicate
+
+    def _post_sends(
+        self,
+        target: int,
+        message: bytes | NDArray[np.uint64],
+        tag: int,
+        requests: list[MPI.Request],
+    ) -> None:
+        """Post sends; those before a failure are in ``requests`` too, as `extend` goes by item."""
+        requests.extend(
+            self._comm.Isend([piece, MPI.BYTE], dest=target, tag=tag) for piece in _pieces(message)
+        )
 
     def _swap(
         self,
@@ -103,19 +153,16 @@ class MpiTransport:
         incoming: Mapping[int, NDArray[np.uint64]],
     ) -> None:
         """Exchange blocks whose sizes both sides know, without copies."""
-        with _Deadline(self, (*outgoing, *incoming)) as deadline:
-            receives = {
-                source: [
-                    self._comm.Irecv([piece, MPI.BYTE], source=source, tag=_TAG_BLOCK)
-                    for piece in _pieces(block)
-                ]
-                for source, block in incoming.items()
-            }
-            sends = [
-                self._comm.Isend([piece, MPI.BYTE], dest=target, tag=_TAG_BLOCK)
-                for target, block in outgoing.items()
-                for piece in _pieces(block)
-            ]
+        receives: dict[int, list[MPI.Request]] = {source: [] for source in incoming}
+        sends: list[MPI.Request] = []
+        in_use = (receives, sends, incoming, outgoing)
+        with _Deadline(self, (*outgoing, *incoming), in_use) as deadline:
+            for source, block in incoming.items():
+                for piece in _pieces(block):
+                    request = self._comm.Irecv([piece, MPI.BYTE], source=source, tag=_TAG_BLOCK)
+                    receives[source].append(request)
+            for target, block in outgoing.items():
+                self._post_sends(target, block, _TAG_BLOCK, sends)
             deadline.wait(
                 lambda: (
                     [s for s, requests in receives.items() if not MPI.Request.Testall(requests)],
@@ -182,17 +229,26 @@ class _Inbox:
 
 
 class _Deadline:
-    """Turns a peer's death and a silent peer into `PartyLost` with its name."""
+    """Turns a peer's death and a silent peer into `PartyLost` with its name.
 
-    def __init__(self, transport: MpiTransport, ranks: Iterable[int]) -> None:
+    Args:
+        transport: whose deadline and names to use.
+        ranks: whom it waits for.
+        in_use: requests and buffers, kept alive if anything fails.
+    """
+
+    def __init__(self, transport: MpiTransport, ranks: Iterable[int], in_use: object) -> None:
         self._transport = transport
         self._ranks = tuple(ranks)
+        self._in_use = in_use
         self._end = time.monotonic() + transport.deadline_s
 
     def __enter__(self) -> _Deadline:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._transport.abandon(self._in_use)
         if not isinstance(error, MPI.Exception):
             return
         # A dead peer shows as one of several error classes, by the call that met it.
@@ -219,6 +275,14 @@ class _Deadline:
                 )
             time.sleep(sleep_s)
             sleep_s = min(_MAX_SLEEP_S, sleep_s * 1.5 + 1e-6)
+
+
+def _return_errors(comm: MPI.Intracomm) -> None:
+    """Have errors on a communicator raised here; by MPI's default they end the process."""
+    current = comm.Get_errhandler()
+    if current != MPI.ERRORS_RETURN:
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+    current.Free()
 
 
 def _pieces(message: bytes | NDArray[np.uint64]) -> list[memoryview]:

@@ -48,5 +48,8 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the transport holds; all ranks call it together, once."""
+        """Give back what the transport holds; all ranks call it together.
+
+        Does nothing the second time, nor after an exchange that failed.
+        """
         ...

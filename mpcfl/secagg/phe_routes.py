@@ -1,9 +1,9 @@
 """Which way ciphertexts travel, for each custody; the only place that sends any.
 
 The rule behind both routes: nobody who owns the private key ever receives the ciphertext of
-a single party. Everything goes over sealed channels, in chunks of bounded size, and all
-ranks keep step chunk by chunk, so that a rank that has little to do never waits longer than
-one chunk takes.
+a single party. Everything goes over sealed channels, in chunks that take about the same time
+for every size of key, and all ranks keep step chunk by chunk, so that a rank that has little
+to do never waits longer than one chunk takes.
 
 Carries: inputs are v + 2^(b-1), added as plain integers far below n. What is decrypted is
 the true sum plus the public constant n_inputs 2^(b-1), whatever the signs.
@@ -30,8 +30,11 @@ from mpcfl.secagg.base import (
 from mpcfl.secagg.custody import KEY_MAKER
 from mpcfl.secagg.phe_codec import CiphertextCodec, decode_opened, encode_opened
 
-# 512 encryptions take 4 s at 2048 bits and 13 s at 3072, far below any deadline.
+# Values in the largest chunk, for keys of up to 2048 bits: 512 encryptions take 4 s. The cost
+# of one grows with about the cube of the key (0.27 s at 8192 bits), so longer keys get
+# shorter chunks, see `chunk_values`; a deadline of 120 s is far away for all of them.
 CHUNK_VALUES = 512
+_CHUNK_KEY_BITS = 2048
 
 Chunk = slice
 Ciphertexts = list[int]
@@ -59,6 +62,15 @@ class CipherOps(Protocol):
         ...
 
 
+def chunk_values(key_bits: int) -> int:
+    """Return the longest chunk for a key; equal at all ranks, because ``key_bits`` is.
+
+    Args:
+        key_bits: size of the Paillier modulus.
+    """
+    return max(1, CHUNK_VALUES * _CHUNK_KEY_BITS**3 // max(key_bits, _CHUNK_KEY_BITS) ** 3)
+
+
 class _Link:
     """One rank's sealed messages, its pace and its chunks."""
 
@@ -74,7 +86,7 @@ class _Link:
     def chunks(self, n_owners: int) -> list[Chunk]:
         """Cut (dim,) into chunks, at least one per owner where there are enough values."""
         dim = self.settings.dim
-        size = min(CHUNK_VALUES, max(1, -(-dim // n_owners)))
+        size = min(chunk_values(self.settings.key_bits), max(1, -(-dim // n_owners)))
         return [slice(start, min(start + size, dim)) for start in range(0, dim, size)]
 
     def encode(self, levels: IntVector | None) -> NDArray[np.uint64]:

@@ -7,10 +7,11 @@ option, a value out of range) is told to all, so that every rank raises and none
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,16 +37,38 @@ from mpcfl.secagg.registry import load_backend
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpcfl.net.mpi import MpiTransport
+
 Levels = TypeVar("Levels", NDArray[np.int32], NDArray[np.int64])
 Result = TypeVar("Result")
 
 _TRANSPORT_NAMES = ("allgather", "allreduce", "exchange", "meter", "n_ranks", "rank")
+# Seconds; as in [aggregation]. It also bounds opening, before the ranks heard of another one.
 _DEFAULT_DEADLINE_S = 120.0
 # Keys of [aggregation] that name something which is not built yet; their "off" is allowed.
 _NOT_AVAILABLE = ("checked", "precompute")
 _OPTIONS = ("custody", "deadline_s", "key_bits")
 _INT32_BITS = 32
+# What ranks tell each other before a step: one of these and the number of the step.
 _READY, _REFUSED = b"\x01", b"\x00"
+_NUMBER_BYTES = 8
+_OPENING = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    """One rank's arguments, checked."""
+
+    settings: SumSettings
+    factory: BackendFactory
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Some rank refused and all ranks have heard it; ``error`` is what to raise at this one."""
+
+    error: Exception
 
 
 class SecureSumSession:
@@ -69,6 +92,7 @@ class SecureSumSession:
         self._settings = settings
         self._backend: SecureSum | None = backend
         self._in_step = True
+        self._number = _OPENING
         self._clock = Meter()
         self._before = before
 
@@ -101,21 +125,29 @@ class SecureSumSession:
             TypeError: not a numpy vector of such a dtype.
             ValueError: its shape is not (dim,).
             WrapDetected: a value lies outside the ring.
-            ProtocolError: another rank refused its own vector.
+            ProtocolError: another rank refused its own vector, or is at another sum.
             OutOfOrder: the session was closed, or an earlier sum broke off.
+            PartyLost: a rank died or did not come before the deadline.
         """
         backend = self._backend
         if backend is None or not self._in_step:
             raise OutOfOrder("this session was closed, or a sum broke off; open a new one")
-        vector = _together(self._transport, lambda: _read_levels(levels, self._settings))
+        # Only a sum that came through, or that all ranks know to be refused, leaves the ranks in
+        # step. After a time-out the next call would pair with another rank's earlier one.
         self._in_step = False
+        self._number += 1
+        read = _together(
+            self._transport, self._number, lambda: _read_levels(levels, self._settings)
+        )
+        if isinstance(read, _Refusal):
+            self._in_step = True
+            raise read.error
         with self._clock.stage("protect"):
-            protected = backend.protect(vector)
+            protected = backend.protect(read)
         with self._clock.stage("aggregate"):
             aggregated = backend.aggregate(protected)
         with self._clock.stage("open"):
             opened = backend.open(aggregated)
-        # Only a sum that came through leaves the ranks in step for the next one.
         self._in_step = True
         return opened.astype(levels.dtype, copy=False)
 
@@ -155,12 +187,12 @@ def secure_sum(
     for ``levels`` and ``docs/backends.md`` for who can learn what.
     """
 
-    def propose() -> tuple[SumSettings, BackendFactory]:
+    def propose() -> _Proposal:
         if not isinstance(levels, np.ndarray) or levels.ndim != 1:
             raise TypeError(f"levels must be a numpy vector, not {type(levels).__name__}")
         return _propose(backend, levels.size, modulus_bits, options)
 
-    with _open(comm, options, backend, propose) as session:
+    with _open(comm, backend, propose) as session:
         return session.sum(levels)
 
 
@@ -175,59 +207,78 @@ def open_secure_sum(
     """Agree keys once and return a session for any number of sums; all ranks call it together.
 
     Args:
-        comm: an mpi4py intracommunicator, or anything that implements `Transport`.
+        comm: an mpi4py intracommunicator, which is duplicated, so that others may talk on it
+            meanwhile; or anything that implements `Transport`, which has its own deadline.
         backend: a registered name, see `mpcfl.secagg.registry.backend_names`.
         dim: length of every vector.
         modulus_bits: b, 8 to 64; sums are centred mod 2^b.
         options: keys of ``[aggregation]``: key_bits, custody ("holder" only: here every rank
-            brings data), deadline_s.
+            brings data), deadline_s (longest wait for the other ranks; 120 s until all agreed
+            on the settings).
 
     Raises:
+        TypeError: ``comm`` is neither; only this rank can know, so the others wait in vain.
         ConfigError: an option is unknown, out of range or not available.
         BackendUnavailable: there is no such backend, or its package is not installed.
         TranscriptMismatch: ranks disagree on the settings; the message names them.
+        ProtocolError: another rank refused its own arguments.
+        PartyLost: a rank died or did not come before the deadline.
     """
-    return _open(comm, options, backend, lambda: _propose(backend, dim, modulus_bits, options))
+    return _open(comm, backend, lambda: _propose(backend, dim, modulus_bits, options))
 
 
 def _open(
-    comm: MPI.Intracomm | Transport,
-    options: Mapping[str, Any],
-    backend: str,
-    propose: Callable[[], tuple[SumSettings, BackendFactory]],
+    comm: MPI.Intracomm | Transport, backend: str, propose: Callable[[], _Proposal]
 ) -> SecureSumSession:
-    transport = _transport_of(comm, options)
+    owned = None if _is_transport(comm) else _duplicate(comm)
+    transport: Transport = cast("Transport", comm) if owned is None else owned
     before = (transport.meter.bytes_sent, transport.meter.bytes_received)
-    settings, factory = _together(transport, propose)
-    _compare(transport.allgather(_describe(backend, settings)))
-    agreed = replace(settings, run_id=agree_run_id(transport))
-    secure = factory(transport, agreed)
-    return SecureSumSession(transport, agreed, secure, before=before, owned=transport is not comm)
+    proposal = _together(transport, _OPENING, propose)
+    if isinstance(proposal, _Refusal):
+        raise proposal.error
+    if owned is not None:
+        owned.deadline_s = proposal.deadline_s
+    _compare(transport.allgather(_describe(backend, proposal.settings)))
+    agreed = replace(proposal.settings, run_id=agree_run_id(transport))
+    secure = proposal.factory(transport, agreed)
+    return SecureSumSession(transport, agreed, secure, before=before, owned=owned is not None)
 
 
-def _together(transport: Transport, work: Callable[[], Result]) -> Result:
-    """Do local work at every rank; if it fails at one rank, every rank raises.
+def _together(transport: Transport, number: int, work: Callable[[], Result]) -> Result | _Refusal:
+    """Do local work at every rank and hear how it went; what failed stays at its rank.
 
     Raises:
-        ProtocolError: another rank failed; what failed stays there.
+        ProtocolError: another rank is at another step.
+        PartyLost: not all ranks were heard.
     """
     try:
         result = work()
-    except (MpcflError, TypeError, ValueError):
-        transport.allgather(_REFUSED)
-        raise
-    answers = transport.allgather(_READY)
-    refused = [str(rank) for rank, answer in enumerate(answers) if answer != _READY]
+    except (MpcflError, TypeError, ValueError) as error:
+        _tell(transport, number, _REFUSED)
+        return _Refusal(error)
+    refused = _tell(transport, number, _READY)
     if refused:
-        raise ProtocolError(
-            f"rank {', '.join(refused)} refused its settings or its vector; see the error there"
+        who = ", ".join(str(rank) for rank in refused)
+        return _Refusal(
+            ProtocolError(f"rank {who} refused its settings or its vector; see the error there")
         )
     return result
 
 
-def _propose(
-    backend: str, dim: int, modulus_bits: int, options: Mapping[str, Any]
-) -> tuple[SumSettings, BackendFactory]:
+def _tell(transport: Transport, number: int, word: bytes) -> list[int]:
+    """Tell all ranks how a step goes here; return the ranks that refused theirs."""
+    ready, refused = (w + number.to_bytes(_NUMBER_BYTES, "big") for w in (_READY, _REFUSED))
+    answers = transport.allgather(ready if word == _READY else refused)
+    for rank, answer in enumerate(answers):
+        if answer not in (ready, refused):
+            raise ProtocolError(
+                f"rank {rank} is not at sum {number} as this rank is (0 is the opening); make "
+                "the same calls at all ranks, and open a new session"
+            )
+    return [rank for rank, answer in enumerate(answers) if answer == refused]
+
+
+def _propose(backend: str, dim: int, modulus_bits: int, options: Mapping[str, Any]) -> _Proposal:
     """Check this rank's arguments and load the backend."""
     dim, modulus_bits = operator.index(dim), operator.index(modulus_bits)
     if dim < 0:
@@ -248,7 +299,15 @@ def _propose(
     key_bits = operator.index(options.get("key_bits", DEFAULT_KEY_BITS))
     check_key_bits(key_bits)
     settings = SumSettings(dim=dim, modulus_bits=modulus_bits, key_bits=key_bits)
-    return settings, load_backend(backend)
+    return _Proposal(settings, load_backend(backend), _read_deadline(options))
+
+
+def _read_deadline(options: Mapping[str, Any]) -> float:
+    deadline_s = options.get("deadline_s", _DEFAULT_DEADLINE_S)
+    is_number = isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool)
+    if not is_number or not 0 < deadline_s <= sys.float_info.max:
+        raise ConfigError(f"deadline_s = {deadline_s} is not a positive, finite number of seconds")
+    return float(deadline_s)
 
 
 def _describe(backend: str, settings: SumSettings) -> bytes:
@@ -285,13 +344,12 @@ def _read_levels(levels: Any, settings: SumSettings) -> IntVector:
     return vector
 
 
-def _transport_of(comm: Any, options: Mapping[str, Any]) -> Transport:
-    if all(hasattr(comm, name) for name in _TRANSPORT_NAMES):
-        transport: Transport = comm
-        return transport
-    deadline_s = options.get("deadline_s", _DEFAULT_DEADLINE_S)
-    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float) or deadline_s <= 0:
-        raise ConfigError("deadline_s must be a positive number of seconds")
+def _is_transport(comm: Any) -> bool:
+    return all(hasattr(comm, name) for name in _TRANSPORT_NAMES)
+
+
+def _duplicate(comm: Any) -> MpiTransport:
+    """Open a transport of our own beside the traffic of the communicator's owner."""
     # Loading mpi4py starts MPI, so it waits until an MPI communicator has come.
     from mpi4py import MPI
 
@@ -301,4 +359,4 @@ def _transport_of(comm: Any, options: Mapping[str, Any]) -> Transport:
         raise TypeError(
             f"comm must be an mpi4py intracommunicator or a Transport, not {type(comm).__name__}"
         )
-    return MpiTransport(comm, deadline_s)
+    return MpiTransport(comm, _DEFAULT_DEADLINE_S, duplicate=True)

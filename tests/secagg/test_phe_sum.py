@@ -7,7 +7,7 @@ from mpcfl.errors import ConfigError, OutOfOrder, ProtocolError
 from mpcfl.hazmat.bits import SystemBits
 from mpcfl.net import channel
 from mpcfl.net.memory import MemoryTransport, run_parties
-from mpcfl.secagg import phe_sum
+from mpcfl.secagg import phe_routes, phe_sum
 from mpcfl.secagg.base import SumSettings
 from mpcfl.secagg.phe_sum import PheOps, open_phe_sum
 
@@ -188,6 +188,23 @@ def test_primes_of_another_key_are_refused():
     )
     with pytest.raises(ProtocolError, match="does not fit"):
         phe_sum._read_keys(message, KEY_BITS, owner=True)
+
+
+def test_chunk_takes_about_the_same_time_for_every_key_and_never_shrinks_to_nothing():
+    sizes = {bits: phe_routes.chunk_values(bits) for bits in (512, 2048, 3072, 4096, 8192, 1 << 20)}
+    assert sizes == {512: 512, 2048: 512, 3072: 151, 4096: 64, 8192: 8, 1 << 20: 1}
+
+
+@pytest.mark.parametrize(("how", "n_owners"), [(HOLDER, 1), (CLIENTS, 2)])
+def test_routes_cut_vectors_by_the_size_of_the_key(monkeypatch, how, n_owners):
+    monkeypatch.setattr(phe_routes, "_CHUNK_KEY_BITS", KEY_BITS // 4)
+    monkeypatch.setattr(phe_routes, "CHUNK_VALUES", 128)
+
+    def party(transport):
+        session = open_phe_sum(transport, chosen(how, dim=5))
+        return [chunk.stop - chunk.start for chunk in session._chunks]
+
+    assert run_parties(n_owners + 1, party) == [[2, 2, 1]] * (n_owners + 1)
 
 
 def test_short_key_is_refused(monkeypatch):

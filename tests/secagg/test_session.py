@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -142,6 +144,11 @@ def test_backends_that_differ_are_refused_at_every_rank():
         ({"custody": "nobody"}, ConfigError, "custody"),
         ({"checked": True}, ConfigError, "checked is not available"),
         ({"precompute": True}, ConfigError, "precompute is not available"),
+        ({"deadline_s": 0}, ConfigError, "deadline_s = 0"),
+        ({"deadline_s": "9"}, ConfigError, "deadline_s"),
+        ({"deadline_s": True}, ConfigError, "deadline_s"),
+        ({"deadline_s": float("nan")}, ConfigError, "deadline_s"),
+        ({"deadline_s": float("inf")}, ConfigError, "deadline_s"),
         ({"key_bit": 2048}, ConfigError, "unknown option key_bit"),
         ({"backend": "plane"}, BackendUnavailable, "did you mean 'plain'"),
     ],
@@ -205,6 +212,38 @@ def test_session_that_broke_off_refuses_another_sum():
             secure.sum(np.zeros(1, np.int64))
 
     run_parties(2, party)
+
+
+@pytest.mark.parametrize("vector", [np.ones(1, np.int64), None], ids=["ready", "refused"])
+def test_rank_that_waited_in_vain_never_pairs_its_next_sum_with_an_earlier_one(vector):
+    gave_up = threading.Event()
+
+    def party(transport):
+        secure = mpcfl.open_secure_sum(comm=transport, backend="plain", dim=1)
+        if transport.rank == 1:
+            gave_up.wait(20)
+            with pytest.raises((PartyLost, ProtocolError)):
+                secure.sum(np.array([10]))
+            return
+        with pytest.raises(PartyLost):
+            secure.sum(vector)
+        gave_up.set()
+        with pytest.raises(OutOfOrder):
+            secure.sum(np.array([100]))
+
+    run_parties(2, party, deadline_s=1)
+
+
+def test_ranks_at_different_sums_are_told_so_and_the_session_ends():
+    def party(transport):
+        secure = mpcfl.open_secure_sum(comm=transport, backend="plain", dim=1)
+        secure._number += transport.rank
+        with pytest.raises(ProtocolError, match="is not at sum"):
+            secure.sum(np.zeros(1, np.int64))
+        with pytest.raises(OutOfOrder):
+            secure.sum(np.zeros(1, np.int64))
+
+    run_parties(2, party, deadline_s=5)
 
 
 def test_dim_zero_works():
