@@ -45,7 +45,7 @@ class Recorder:
                 rounds=public.job.training.rounds,
                 dim=public.plan.dim,
                 epsilon=self._planned(),
-                exposed=self._rank.view == "own-share",
+                exposed=self._rank.view is View.OWN_SHARE,
                 delta=public.job.privacy.delta,
                 folder=str(folder.path),
             )
@@ -150,7 +150,7 @@ class Recorder:
             return PrivacyRecord("none", *[None] * (len(fields(PrivacyRecord)) - 1))
 
         def view(name: View) -> float | None:
-            seen: View = "own-share" if self._rank.view == "own-share" else name
+            seen = View.OWN_SHARE if self._rank.view is View.OWN_SHARE else name
             epsilon = public.plan.epsilon(
                 rounds=len(self._rounds), contributors=public.plan.parties, view=seen
             )
@@ -160,9 +160,9 @@ class Recorder:
             unit=str(privacy.unit),
             epsilon=self._spent(),
             epsilon_planned=self._planned(),
-            epsilon_single=view("single"),
-            epsilon_outsider=view("outsider"),
-            epsilon_own_share=view("own-share"),
+            epsilon_single=view(View.SINGLE),
+            epsilon_outsider=view(View.OUTSIDER),
+            epsilon_own_share=view(View.OWN_SHARE),
             delta=privacy.delta,
             mechanism=privacy.mechanism,
             accountant=privacy.accountant,

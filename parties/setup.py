@@ -31,7 +31,7 @@ class Rank:
     open_backend: BackendFactory
     party: PartyData | None
     ledger: Ledger | None = None
-    view: View = "coalition"
+    view: View = View.COALITION
 
     @property
     def budget(self) -> Budget | None:
@@ -39,7 +39,7 @@ class Rank:
         privacy, plan = self.public.job.privacy, self.public.plan
         if privacy.unit is Unit.NONE or privacy.epsilon is None:
             return None
-        exposed = self.view == "own-share"
+        exposed = self.view is View.OWN_SHARE
         return Budget(plan.epsilon(view=self.view) if exposed else privacy.epsilon, privacy.delta)
 
 
@@ -56,7 +56,7 @@ def make_rank(job: Job, rank: int) -> Rank:
     records = public.task.party_data(rank, job.parties.count)
     _check_records(job.task, records, public.task.test_data())
     exposed = job.aggregation.backend in INSECURE_BACKENDS
-    view: View = "own-share" if exposed else "coalition"
+    view = View.OWN_SHARE if exposed else View.COALITION
     return Rank(public, open_backend, PartyData(records), view=view)
 
 

@@ -103,7 +103,10 @@ def record_gradients(
             yield gradients(inputs[block], targets[block])
         except Exception:  # noqa: BLE001 - foreign code on private records: which one it was matters
             yield np.concatenate(
-                [_gradient_or_nan(gradients, inputs[i], targets[i], dim) for i in block.split(1)]
+                [
+                    _gradient_or_nan(gradients, inputs[i], targets[i], dim)
+                    for i in torch.split(block, 1)
+                ]
             )
 
 
