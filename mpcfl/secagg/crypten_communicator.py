@@ -156,7 +156,7 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
 
     def send_obj(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: CrypTen would pickle the object."""
-        raise NotImplementedError("objects are not sent: CrypTen would pickle them")
+        raise ProtocolError("objects are not sent: CrypTen would pickle them")
 
     recv_obj = send_obj
     broadcast_obj = send_obj
@@ -180,5 +180,5 @@ def _from_bytes(message: bytes, like: torch.Tensor) -> torch.Tensor:
 
 def _fold(tensors: Sequence[torch.Tensor], op: Any) -> torch.Tensor:
     if op not in _FOLDS:
-        raise NotImplementedError(f"reduction {op} is not built; use SUM, PRODUCT or BXOR")
+        raise ProtocolError(f"reduction {op} is not offered; use SUM, PRODUCT or BXOR")
     return reduce(_FOLDS[op], tensors)
