@@ -178,7 +178,9 @@ def _interrupt(_number: int, _frame: object) -> None:
 def main() -> None:
     """Run the command line; the edge of the process: an error is one sentence here."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        # nohup, and shells that start jobs in the background, ask for a signal to be ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:

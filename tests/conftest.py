@@ -26,6 +26,17 @@ class Finished:
 Run = Callable[..., Finished]
 
 
+@pytest.fixture
+def listening() -> Callable[[], None]:
+    """Return what a child calls first, so that signals which the test run ignores reach it."""
+
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    return listen
+
+
 def _run_to_end(command: Sequence[str], *, timeout_s: float, cwd: Path) -> Finished:
     """Run a command in its own session; a hang becomes a failure that leaves nothing behind."""
     process = subprocess.Popen(

@@ -421,7 +421,7 @@ def test_a_file_in_place_of_the_folder_is_kept(
 class Running:
     """A slow job of three parties, in its second round or later."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listening: Callable[[], None]) -> None:
         (folder / "slow_task.py").write_text(SLOW_TASK)
         job = folder / "slow-job.toml"
         text = JOB.replace('"toy"', '"slow_task:SlowTask"').replace("rounds = 2", "rounds = 999")
@@ -439,6 +439,7 @@ class Running:
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
+                preexec_fn=listening,
             )
 
     def wait_for_a_round(self, timeout_s: float = 60) -> None:
@@ -460,8 +461,8 @@ class Running:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    job = Running(tmp_path)
+def running(tmp_path: Path, listening: Callable[[], None]) -> Iterator[Running]:
+    job = Running(tmp_path, listening)
     try:
         job.wait_for_a_round()
         yield job

@@ -62,11 +62,17 @@ def test_the_seconds_of_the_rounds_are_those_of_the_clock(mpcfl_command, tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_a_run_whose_owner_goes_away_ends(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_run_whose_owner_goes_away_ends(
+    number: signal.Signals, listening, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mpcfl.launch", "run", "digits", "--out", str(out)]
     with subprocess.Popen(
-        [*command, "--set", "training.rounds=2000"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        [*command, "--set", "training.rounds=2000"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=listening,
     ) as launcher:
         assert launcher.stdout is not None
         for line in launcher.stdout:
@@ -78,3 +84,24 @@ def test_a_run_whose_owner_goes_away_ends(number: signal.Signals, tmp_path: Path
     lines = (out / "ledger" / "party-0.jsonl").read_text().count("\n")
     time.sleep(1.0)
     assert (out / "ledger" / "party-0.jsonl").read_text().count("\n") == lines
+
+
+def test_a_run_under_nohup_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["nohup", sys.executable, "-m", "mpcfl.launch", "run", "toy", "--out", str(out)]
+    with subprocess.Popen(
+        [*command, "--set", "training.rounds=200"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=tmp_path,
+    ) as launcher:
+        assert launcher.stdout is not None
+        for line in launcher.stdout:
+            if line.startswith("round"):
+                break
+        os.kill(launcher.pid, signal.SIGHUP)
+        launcher.stdout.read()
+    assert launcher.returncode == 0
+    assert (out / "model.pt").exists()
