@@ -28,6 +28,28 @@ class Unit(StrEnum):
     NONE = "none"
 
 
+class Placement(StrEnum):
+    """Where the noise of the guarantee is added."""
+
+    DISTRIBUTED = "distributed"
+    LOCAL = "local"
+
+
+class Weighting(StrEnum):
+    """How much each party counts in the mean, at party level."""
+
+    UNIFORM = "uniform"
+    PUBLIC = "public"
+    PRIVATE = "private"
+
+
+class Clipping(StrEnum):
+    """How the clip norm moves from round to round."""
+
+    FIXED = "fixed"
+    ADAPTIVE = "adaptive"
+
+
 class Optimizer(StrEnum):
     """How the server step turns the opened mean into a new model."""
 
@@ -50,6 +72,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 UnitName = Annotated[Unit, Field(strict=False)]
 OptimizerName = Annotated[Optimizer, Field(strict=False)]
 CustodyName = Annotated[Custody, Field(strict=False)]
+PlacementName = Annotated[Placement, Field(strict=False)]
+WeightingName = Annotated[Weighting, Field(strict=False)]
+ClippingName = Annotated[Clipping, Field(strict=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
 
@@ -64,9 +89,25 @@ class PartiesTable(_Table):
     colluding: PositiveInt = 1
     max_dropout: Annotated[int, Field(ge=0)] = 0
     names: tuple[Name, ...] = Field(default=(), strict=False)
+    weighting: WeightingName = Weighting.UNIFORM
+    weights: tuple[PositiveReal, ...] = Field(default=(), strict=False)
+    max_records: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        public = self.weighting is Weighting.PUBLIC
+        if public and len(self.weights) != self.count:
+            raise ValueError(
+                f'weights lists {len(self.weights)} parties, count says {self.count}; weighting = '
+                '"public" needs one public weight for each'
+            )
+        if self.weights and not public:
+            raise ValueError('weights needs weighting = "public"; set it, or leave weights out')
+        if (self.max_records is not None) != (self.weighting is Weighting.PRIVATE):
+            raise ValueError(
+                'weighting = "private" and max_records, the public number of records at which a '
+                "party's weight is capped, belong together; set both or neither"
+            )
         if self.names and len(self.names) != self.count:
             raise ValueError(f"names lists {len(self.names)} parties, count says {self.count}")
         if len(set(self.names)) != len(self.names):
@@ -82,17 +123,22 @@ class PrivacyTable(_Table):
     """`[privacy]`: the guarantee, and what its noise is sized by."""
 
     unit: UnitName
-    placement: Literal["distributed"] = "distributed"
+    placement: PlacementName = Placement.DISTRIBUTED
     epsilon: PositiveReal | None = None
     delta: Annotated[Real, Field(gt=0, lt=1)] = 1e-5
     clip_norm: PositiveReal = 1.0
     sample_rate: Annotated[Real, Field(gt=0, le=1)] = 1.0
     records: PositiveInt | None = None
-    mechanism: Literal["discrete-gaussian"] = "discrete-gaussian"
+    mechanism: Literal["discrete-gaussian", "skellam"] = "discrete-gaussian"
+    rotation: Literal["none", "hadamard"] = "none"
     accountant: Literal["pld", "rdp"] = "pld"
     noise_multiplier: PositiveReal | None = None
     spare_attempts: Annotated[int, Field(ge=0)] = 0
     max_parties_per_person: PositiveInt = 1
+    clipping: ClippingName = Clipping.FIXED
+    clip_quantile: Annotated[Real, Field(gt=0, lt=1)] = 0.5
+    clip_learning_rate: PositiveReal = 0.2
+    count_share: Annotated[Real, Field(gt=0, lt=0.5)] = 0.1
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,7 +154,27 @@ class PrivacyTable(_Table):
                 "sample_rate must be 1 at party level: the participants are known, so sampling "
                 "parties amplifies nothing"
             )
+        if self.placement is Placement.LOCAL:
+            self._check_local()
+        elif self.clipping is Clipping.ADAPTIVE and self.unit is Unit.NONE:
+            raise ValueError('clipping = "adaptive" needs a privacy unit; there is nothing to clip')
         return self
+
+    def _check_local(self) -> None:
+        if self.unit is not Unit.RECORD:
+            raise ValueError(
+                'placement = "local" hides records; set unit = "record", or leave placement out'
+            )
+        for key, only in (
+            ("clipping", Clipping.FIXED),
+            ("rotation", "none"),
+            ("mechanism", "discrete-gaussian"),
+        ):
+            if getattr(self, key) != only:
+                raise ValueError(
+                    f'{key} must be "{only}" with placement = "local": the noise is added inside '
+                    "each party, not to the sum"
+                )
 
 
 class TrainingTable(_Table):
@@ -155,14 +221,34 @@ class Job(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.privacy.unit is Unit.RECORD and self.training.local_steps != 1:
+        privacy = self.privacy
+        distributed = privacy.placement is Placement.DISTRIBUTED
+        if privacy.unit is Unit.RECORD and distributed and self.training.local_steps != 1:
             raise ValueError(
                 "training.local_steps must be 1 at record level: each record may touch only one "
-                "clipped gradient per round"
+                'clipped gradient per round; or set privacy.placement = "local"'
             )
-        if self.privacy.unit is not Unit.NONE and self.aggregation.modulus_bits < 16:
-            raise ValueError('aggregation.modulus_bits below 16 needs privacy.unit = "none"')
+        if self.parties.weighting is not Weighting.UNIFORM and privacy.unit is Unit.RECORD:
+            raise ValueError(
+                'parties.weighting must be "uniform" at record level: every record counts the '
+                "same already"
+            )
+        if self.parties.weighting is Weighting.PRIVATE and privacy.unit is Unit.NONE:
+            raise ValueError(
+                'parties.weighting = "private" needs privacy.unit = "party"; without privacy use '
+                '"public" weights'
+            )
+        if privacy.unit is not Unit.NONE and self.aggregation.modulus_bits < self.least_bits:
+            raise ValueError(
+                f"aggregation.modulus_bits below {self.least_bits} needs privacy.unit = "
+                '"none"; privacy.rotation = "hadamard" works from 10 bits on'
+            )
         return self
+
+    @property
+    def least_bits(self) -> int:
+        """Return the smallest ring in which a private sum may be planned."""
+        return 10 if self.privacy.rotation == "hadamard" else 16
 
     def digest(self) -> bytes:
         """Return the SHA-256 digest of the whole job, defaults included."""

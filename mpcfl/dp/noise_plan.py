@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from mpcfl.config import Unit
+from mpcfl.config import Placement, Unit
 from mpcfl.dp.accountant import (
     AccountantKind,
     Releases,
@@ -66,6 +66,12 @@ class NoisePlan:
         norm_bound_int: exact bound on sum(q**2) of one row, grid units squared.
         saturation_int: M, bound on each coordinate of a party's sum, grid units.
         wrap_probability: upper bound for the whole run.
+        placement: where the noise is added: "distributed" in shares, one at each party, or
+            "local", all of it inside each party, which then needs to trust nobody.
+        local_steps: releases of each round; 1 unless the placement is local.
+        counts: secret counts that travel as further coordinates behind the model's: how many
+            rows met the clip norm (adaptive clipping), and the weight (private weighting).
+        count_level_int: h, level of a count of one, grid units; inside ``norm_bound_int``.
         rounding_inflation: sensitivity after rounding over that before.
         overhead_vs_central: noise of the opened sum over that of a trusted server.
     """
@@ -95,6 +101,10 @@ class NoisePlan:
     wrap_probability: float
     rounding_inflation: float
     overhead_vs_central: float
+    placement: Placement = Placement.DISTRIBUTED
+    local_steps: int = 1
+    counts: int = 0
+    count_level_int: int = 0
 
     @property
     def l2_sensitivity(self) -> float:
