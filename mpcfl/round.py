@@ -10,7 +10,7 @@ party's update leaves it but noised and protected; only the sum is opened. Priva
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -165,6 +165,10 @@ class RoundResult:
     bytes_sent: tuple[int, ...]
 
 
+# Called by party 0 after every round with its number, the opened sum and the new public state.
+RoundSeen = Callable[[int, IntVector, PublicState], None]
+
+
 def run_round(job: Job, bits: Sequence[BitSource] = (), round_id: int = 0) -> RoundResult:
     """Run one round of a fresh model with all parties in this process, one thread each.
 
@@ -177,30 +181,69 @@ def run_round(job: Job, bits: Sequence[BitSource] = (), round_id: int = 0) -> Ro
     Raises:
         MpcflError: as under MPI; the first party's failure ends all.
     """
+    opened: list[IntVector] = []
+    public, bytes_sent = _run_in_process(
+        job, bits, range(round_id, round_id + 1), lambda _, total, __: opened.append(total)
+    )
+    return RoundResult(opened[0], public.parameters, bytes_sent)
+
+
+def run_rounds(
+    job: Job, bits: Sequence[BitSource] = (), after_round: RoundSeen = lambda *_: None
+) -> PublicState:
+    """Run a whole job with all parties in this process: as many rounds as its budget pays for.
+
+    Nothing is written: no ledger, no checkpoint, no report. `mpcfl run` is for real data.
+
+    Args:
+        job: the run; its backend protects the sums.
+        bits: as for `run_round`.
+        after_round: sees what every party sees of a round: all of it public.
+
+    Returns:
+        The public state after the last round.
+
+    Raises:
+        MpcflError: as under MPI; the first party's failure ends all.
+    """
+    return _run_in_process(job, bits, None, after_round)[0]
+
+
+def _run_in_process(
+    job: Job, bits: Sequence[BitSource], round_ids: range | None, after_round: RoundSeen
+) -> tuple[PublicState, tuple[int, ...]]:
+    """Run rounds, all within the budget by default; also return the bytes that each rank sent."""
     open_backend = load_backend(job.aggregation.backend)
     n_parties = job.parties.count
     # Made one after the other: initial weights come from torch's one generator.
     publics = [public_state(job) for _ in range(job.n_ranks)]
+    if round_ids is None:
+        round_ids = range(publics[0].plan.rounds_within_budget())
 
-    def rank_program(transport: MemoryTransport) -> tuple[IntVector, int]:
+    def rank_program(transport: MemoryTransport) -> int:
         rank, public = transport.rank, publics[transport.rank]
         secure = open_backend(transport, sum_settings(public, run_id="run-round"))
+        party = None
         if rank < n_parties:
-            records = public.task.party_data(rank, n_parties)
-            party = PartyData(records, bits[rank] if bits else None)
+            party = party_data(public, rank, bits[rank] if bits else None)
+        for round_id in round_ids:
+            if party is None:
+                secure.open(secure.aggregate(secure.protect(None)))
+                continue
             opened = protected_sum(public, party, secure, round_id, transport.meter)
             new_model(public, opened, n_parties, transport.meter)
-        else:
-            opened = secure.open(secure.aggregate(secure.protect(None)))
+            if rank == 0:
+                after_round(round_id, opened, public)
         secure.close()
-        return opened, transport.meter.bytes_sent
+        return transport.meter.bytes_sent
 
-    results = run_parties(job.n_ranks, rank_program, job.aggregation.deadline_s)
-    return RoundResult(
-        opened=results[0][0],
-        parameters=publics[0].parameters,
-        bytes_sent=tuple(bytes_sent for _, bytes_sent in results),
-    )
+    bytes_sent = run_parties(job.n_ranks, rank_program, job.aggregation.deadline_s)
+    return publics[0], tuple(bytes_sent)
+
+
+def party_data(public: PublicState, rank: int, bits: BitSource | None = None) -> PartyData:
+    """Load what one party alone holds."""
+    return PartyData(public.task.party_data(rank, public.job.parties.count), bits)
 
 
 def sum_settings(public: PublicState, run_id: str) -> SumSettings:
