@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,47 @@ def test_no_privacy_needs_no_epsilon() -> None:
     )
     assert job.privacy.unit is Unit.NONE
     assert job.n_ranks == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (['privacy.placement="local"', 'privacy.unit="party"', "privacy.sample_rate=1"], "records"),
+        (['privacy.placement="local"', 'privacy.clipping="adaptive"'], "clipping must be"),
+        (['privacy.placement="local"', 'privacy.rotation="hadamard"'], "rotation must be"),
+        (['privacy.placement="local"', 'privacy.mechanism="skellam"'], "mechanism must be"),
+        (["training.local_steps=2"], 'privacy.placement = "local"'),
+        (["parties.weights=[1,1,1,1]"], 'weighting = "public"'),
+        (['parties.weighting="public"', "parties.weights=[1,1]"], "weights lists 2 parties"),
+        (['parties.weighting="private"'], "max_records"),
+        (["parties.max_records=5"], "belong together"),
+        (['parties.weighting="public"', "parties.weights=[1,1,1,1]"], "at record level"),
+        (["aggregation.modulus_bits=12"], 'privacy.rotation = "hadamard"'),
+        (["aggregation.modulus_bits=9", 'privacy.rotation="hadamard"'], "below 10"),
+    ],
+)
+def test_a_combination_that_makes_no_sense_is_refused_with_the_remedy(
+    job_file: Path, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_job(job_file, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ['privacy.placement="local"', "training.local_steps=5"],
+        ['privacy.clipping="adaptive"', "privacy.clip_quantile=0.9"],
+        ["aggregation.modulus_bits=12", 'privacy.rotation="hadamard"'],
+        ['privacy.mechanism="skellam"'],
+        [
+            'privacy.unit="party"',
+            "privacy.sample_rate=1",
+            'parties.weighting="private"',
+            "parties.max_records=50",
+        ],
+        ['privacy.unit="none"', 'parties.weighting="public"', "parties.weights=[1,2,3,4]"],
+    ],
+)
+def test_a_combination_that_makes_sense_is_accepted(job_file: Path, overrides: list[str]) -> None:
+    load_job(job_file, overrides)
