@@ -81,6 +81,11 @@ def count_rows(rows: Matrix, clip_norm: float, job: Job, weight: float) -> Matri
     return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0))
 
 
+def weigh_rows(rows: Matrix, weight: float) -> Matrix:
+    """Scale clipped rows by the party's weight, in [0, 1], so that no norm grows."""
+    return rows if weight == 1.0 else rows * weight
+
+
 def denominator(
     job: Job, contributors: Sequence[int], expected_rows: float, state: CountState
 ) -> float:

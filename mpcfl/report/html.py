@@ -134,9 +134,15 @@ def _threats(record: RunRecord) -> str:
             f"Backend {record.backend}",
             page.paragraph(threat_model.backend_words(record.backend, custody)),
         ),
-        page.subsection("Noise", page.paragraph(threat_model.noise_words(record.privacy.unit))),
+        page.subsection("Noise", page.paragraph(_noise_words(record))),
         page.subsection("Out of scope", page.bullets(threat_model.OUT_OF_SCOPE)),
     )
+
+
+def _noise_words(record: RunRecord) -> str:
+    privacy = record.job.get("privacy")
+    placement = privacy.get("placement") if isinstance(privacy, Mapping) else None
+    return threat_model.noise_words(record.privacy.unit, placement or "distributed")
 
 
 def _mapping(title: str, empty: str, mapping: Mapping[str, Any]) -> str:

@@ -95,8 +95,8 @@ def backend_words(backend: str, custody: str | None) -> str:
     return words
 
 
-def noise_words(unit: str) -> str:
-    """Return what the noise hides, by privacy unit."""
+def noise_words(unit: str, placement: str = "distributed") -> str:
+    """Return what the noise hides, by privacy unit, and who adds it."""
     if unit == "none":
         return (
             "This run adds no noise: the opened sums and the model may reveal records of any "
@@ -106,6 +106,13 @@ def noise_words(unit: str) -> str:
         "record": "the presence of any single record at any party",
         "party": "the presence of any whole party",
     }.get(unit, f"one {unit}")
+    if placement == "local":
+        return (
+            f"The noise hides {hidden} from everybody who sees the sums or the model, and from "
+            "all other parties together: each party adds all of it to every step of its own "
+            "training, so that its update needs no further protection. What the backend adds is "
+            "that no single update is seen at all."
+        )
     return (
         f"The noise hides {hidden} from everybody who sees the sums or the model. Each party adds "
         "its own share of discrete noise before its input is protected, so no party and no server "

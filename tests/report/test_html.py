@@ -115,6 +115,14 @@ def test_the_threat_model_and_the_early_stop_are_said(run_record):
         assert sentence in text
 
 
+def test_noise_inside_each_party_has_other_words_than_shares_of_it(run_record):
+    def words(job):
+        return " ".join(Page(run_report(run_record(job=job))).texts)
+
+    assert "each party adds all of it" in words({"privacy": {"placement": "local"}})
+    assert "each party adds all of it" not in words({"privacy": {"placement": "distributed"}})
+
+
 def test_a_run_without_privacy_says_so(run_record, privacy, rounds):
     none = privacy(
         unit="none", epsilon=None, epsilon_planned=None, delta=None, mechanism=None, accountant=None
