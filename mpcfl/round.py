@@ -17,13 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mpcfl.config import Job, Unit
+from mpcfl.config import Job, Placement, Unit
 from mpcfl.dp.clip import clip_rows
+from mpcfl.dp.counts import CountState, count_rows, opened_mean, party_weight, weigh_rows
+from mpcfl.dp.grid import round_grid
 from mpcfl.dp.noise import add_noise, draw_noise_share
-from mpcfl.dp.plan import NoisePlan, plan_for_job
+from mpcfl.dp.plan import NoisePlan, plan_for_job, ring_plan_for_job
 from mpcfl.dp.quantize import dequantize_sum, quantize_rows, sum_levels
 from mpcfl.dp.sampler import BitSource, poisson_sample
 from mpcfl.learn.apply import ServerState, apply_mean, initial_state
+from mpcfl.learn.local_check import check_local_training
+from mpcfl.learn.local_dp import LocalTrainer
 from mpcfl.learn.model import check_model, flat_parameters, initial_model, load_flat_parameters
 from mpcfl.learn.registry import load_task
 from mpcfl.learn.task import Task
@@ -47,16 +51,21 @@ class PublicState:
     """What every rank holds alike: the job, its task and plan, and the model as it stands.
 
     Attributes:
+        plan: the noise and what it is worth.
+        ring: the grid of the summed vector; the plan itself, unless the noise is added locally.
         parameters: the model's trained parameters, shape (dim,), float64.
         server: the state of the server's optimizer.
+        counted: the clip norm of the next round, and what opened counts have told of weights.
     """
 
     job: Job
     task: Task
     model: nn.Module
     plan: NoisePlan
+    ring: NoisePlan
     parameters: RealVector
     server: ServerState
+    counted: CountState
 
 
 @dataclass(slots=True)
@@ -66,12 +75,16 @@ class PartyData:
     Attributes:
         records: inputs and targets; never leave the party.
         bits: injected by tests and `run_round` only; None means the operating system.
+        weight: how much the party's update counts, in [0, 1]; may be secret.
+        trainer: adds the noise inside the party, where the placement is local.
         not_finite: records or updates that were not finite, or failed, so far; never sent.
     """
 
     records: tuple[Tensor, Tensor] = field(repr=False)
     bits: BitSource | None = None
-    not_finite: int = 0
+    weight: float = field(default=1.0, repr=False)
+    trainer: LocalTrainer | None = None
+    not_finite: int = field(default=0, repr=False)
 
 
 def public_state(job: Job) -> PublicState:
@@ -84,20 +97,37 @@ def public_state(job: Job) -> PublicState:
     task = load_task(job.task)
     model = initial_model(task, job.training.seed)
     check_model(model, job.privacy.unit)
+    parameters = flat_parameters(model)
+    plan = plan_for_job(job, parameters.size)
     # On public records, and alike at every rank: a fault shows here, not on private ones.
-    if job.privacy.unit is Unit.RECORD:
+    if job.privacy.placement is Placement.LOCAL:
+        check_local_training(model, task, job.training, plan)
+    elif job.privacy.unit is Unit.RECORD:
         check_record_gradients(model, task)
     else:
         check_local_update(model, task, job.training)
-    parameters = flat_parameters(model)
+    ring = ring_plan_for_job(job, parameters.size)
     return PublicState(
         job=job,
         task=task,
         model=model,
-        plan=plan_for_job(job, parameters.size),
+        plan=plan,
+        ring=ring,
         parameters=parameters,
         server=initial_state(parameters.size, job.server),
+        counted=CountState(ring.clip_norm),
     )
+
+
+def party_data(
+    public: PublicState, rank: int, records: tuple[Tensor, Tensor], bits: BitSource | None = None
+) -> PartyData:
+    """Return what data party ``rank`` holds, ready to train."""
+    job = public.job
+    party = PartyData(records, bits, party_weight(job.parties, rank, len(records[0])))
+    if job.privacy.placement is Placement.LOCAL:
+        party.trainer = LocalTrainer(records, public.task, job.training, public.plan, bits)
+    return party
 
 
 def protected_sum(
@@ -106,21 +136,23 @@ def protected_sum(
     """Take part in one attempt of one round with this party's data: stages 1 to 7.
 
     Returns:
-        The opened sum of all parties' noised levels, shape (dim,), int64; known to all parties.
+        The opened sum of all parties' noised levels, shape (vector_dim,), int64; known to all
+        parties.
     """
-    plan = public.plan
+    grid = round_grid(public.ring, round_id, public.counted.clip_norm)
 
     def quantized() -> Iterator[NDArray[np.int64]]:
         for rows in meter.each("train", _train(public, party, round_id)):  # 1. Train.
             with meter.stage("clip"):  # 2. Clip each row.
-                clipped, not_finite = clip_rows(rows, plan.clip_norm)
+                counts = count_rows(rows, grid.clip_norm, public.job, party.weight)
+                clipped, not_finite = clip_rows(rows, grid.clip_norm)
                 party.not_finite += not_finite
             with meter.stage("quantize"):  # 3. Quantize each row.
-                yield quantize_rows(clipped, plan)
+                yield quantize_rows(weigh_rows(clipped, party.weight), grid, counts, party.bits)
 
-    levels = sum_levels(quantized(), plan)
+    levels = sum_levels(quantized(), grid.plan)
     with meter.stage("noise"):  # 4. Add this party's share of the noise.
-        noised = add_noise(levels, draw_noise_share(plan, party.bits))
+        noised = add_noise(levels, draw_noise_share(grid.plan, party.bits))
     with meter.stage("protect"):  # 5. Nothing has left the party so far.
         protected = secure.protect(noised)
     with meter.stage("aggregate"):  # 6. All parties' vectors become one.
@@ -129,12 +161,26 @@ def protected_sum(
         return secure.open(aggregated)
 
 
-def new_model(public: PublicState, opened: IntVector, contributors: int, meter: Meter) -> None:
-    """Take the server's step with the opened sum, alike at every rank: stage 8."""
+def new_model(
+    public: PublicState, opened: IntVector, round_id: int, roster: Sequence[int], meter: Meter
+) -> None:
+    """Take the server's step with the opened sum, alike at every rank: stage 8.
+
+    Args:
+        public: changed in place.
+        opened: what `protected_sum` returned for ``round_id``.
+        round_id: which round.
+        roster: indices of the data parties that are in the sum.
+        meter: takes the time.
+    """
+    job, grid = public.job, round_grid(public.ring, round_id, public.counted.clip_norm)
     with meter.stage("apply"):  # 8. Apply the mean.
-        mean = dequantize_sum(opened, public.plan, contributors)
+        expected_rows = public.ring.denominator(len(roster))
+        mean, public.counted = opened_mean(
+            dequantize_sum(opened, grid), expected_rows, job, roster, public.counted
+        )
         public.parameters, public.server = apply_mean(
-            public.parameters, mean, public.server, public.job.server
+            public.parameters, mean, public.server, job.server
         )
         load_flat_parameters(public.model, public.parameters)
 
@@ -142,6 +188,9 @@ def new_model(public: PublicState, opened: IntVector, contributors: int, meter: 
 def _train(public: PublicState, party: PartyData, round_id: int) -> Iterator[NDArray[np.float64]]:
     """Yield rows to be clipped: one per sampled record, or one for the whole party."""
     job, model, task = public.job, public.model, public.task
+    if party.trainer is not None:
+        yield party.trainer.update(model, round_id)
+        return
     if job.privacy.unit is not Unit.RECORD:
         train = local_update if job.privacy.unit is Unit.NONE else local_update_or_nan
         yield train(model, party.records, task, job.training, round_id)
@@ -155,7 +204,7 @@ class RoundResult:
     """What `run_round` returns: all of it public.
 
     Attributes:
-        opened: the opened sum, shape (dim,), int64.
+        opened: the opened sum, shape (vector_dim,), int64.
         parameters: the new model's parameters, shape (dim,), float64.
         bytes_sent: per rank, an aggregator last.
     """
@@ -225,13 +274,14 @@ def _run_in_process(
         secure = open_backend(transport, sum_settings(public, run_id="run-round"))
         party = None
         if rank < n_parties:
-            party = party_data(public, rank, bits[rank] if bits else None)
+            records = public.task.party_data(rank, n_parties)
+            party = party_data(public, rank, records, bits[rank] if bits else None)
         for round_id in round_ids:
             if party is None:
                 secure.open(secure.aggregate(secure.protect(None)))
                 continue
             opened = protected_sum(public, party, secure, round_id, transport.meter)
-            new_model(public, opened, n_parties, transport.meter)
+            new_model(public, opened, round_id, range(n_parties), transport.meter)
             if rank == 0:
                 after_round(round_id, opened, public)
         secure.close()
@@ -241,16 +291,11 @@ def _run_in_process(
     return publics[0], tuple(bytes_sent)
 
 
-def party_data(public: PublicState, rank: int, bits: BitSource | None = None) -> PartyData:
-    """Load what one party alone holds."""
-    return PartyData(public.task.party_data(rank, public.job.parties.count), bits)
-
-
 def sum_settings(public: PublicState, run_id: str) -> SumSettings:
     """Return what a session of secure sums needs to know about this job."""
     aggregation = public.job.aggregation
     return SumSettings(
-        dim=public.parameters.size,
+        dim=public.ring.vector_dim,
         modulus_bits=aggregation.modulus_bits,
         key_bits=aggregation.key_bits,
         custody=aggregation.custody,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mpcfl.dp.accountant import AccountantKind, Releases, composed_epsilon
+from mpcfl.dp.accountant import AccountantKind, Mechanism, Releases, composed_epsilon
 from mpcfl.dp.gaussian_curve import curve_mu
 from mpcfl.dp.privacy_loss import loss_epsilon
 
@@ -31,17 +31,26 @@ _LARGEST_LOSS_TARGET = 500.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to calibrate for: at most ``epsilon`` at ``delta`` after ``releases`` releases."""
+    """What to calibrate for: at most ``epsilon`` at ``delta`` after ``releases`` releases.
+
+    Skellam noise (``mechanism="skellam"``) is held to Renyi bounds whatever the accountant.
+    """
 
     epsilon: float
     delta: float
     releases: int
     sample_rate: float
     accountant: AccountantKind
+    mechanism: str = Mechanism.DISCRETE_GAUSSIAN
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether figures better than Renyi bounds are valid and asked for."""
+        return self.accountant is AccountantKind.PLD and self.mechanism != Mechanism.SKELLAM
 
     def spent(self, noise_multiplier: float) -> float:
         """Return epsilon after all releases with this noise multiplier."""
-        release = Releases(noise_multiplier, self.sample_rate, self.releases)
+        release = Releases(noise_multiplier, self.sample_rate, self.releases, self.mechanism)
         return composed_epsilon([release], self.delta, self.accountant)
 
 
@@ -51,18 +60,17 @@ def calibrate(target: Target) -> float:
     goal = target.epsilon * (1.0 - _BUDGET_MARGIN)
     # Without sampling the closed form is the answer; with it, a start from above.
     start = math.sqrt(target.releases) / curve_mu(goal, target.delta)
-    exact = target.accountant is AccountantKind.PLD
-    if exact and target.sample_rate == 1.0:
+    if target.exact and target.sample_rate == 1.0:
         return _round_up(start, _FINE_GRID)
     start = max(start * target.sample_rate, 0.3)
-    if exact and goal < _LARGEST_LOSS_TARGET:
+    if target.exact and goal < _LARGEST_LOSS_TARGET:
         start = _solve(lambda z: _loss(target, z, _COARSENING), goal, start)
         return _round_up(_solve(lambda z: _loss(target, z, 1.0), goal, start), _GRID)
     return _round_up(_solve(target.spent, goal, start), _GRID)
 
 
 def _loss(target: Target, noise_multiplier: float, coarsening: float) -> float:
-    release = Releases(noise_multiplier, target.sample_rate, target.releases)
+    release = (noise_multiplier, target.sample_rate, target.releases)
     return loss_epsilon((release,), target.delta, coarsening)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcfl.config import Clipping, Job, PartiesTable, PrivacyTable, Weighting
+from mpcfl.dp.quantize import Opened
 
 Matrix = NDArray[np.float64]
 
@@ -86,20 +87,37 @@ def weigh_rows(rows: Matrix, weight: float) -> Matrix:
     return rows if weight == 1.0 else rows * weight
 
 
-def denominator(
-    job: Job, contributors: Sequence[int], expected_rows: float, state: CountState
-) -> float:
+def opened_mean(
+    opened: Opened, expected_rows: float, job: Job, roster: Sequence[int], state: CountState
+) -> tuple[NDArray[np.float64], CountState]:
+    """Take in the counts of an opened sum and divide it. Public: post-processing.
+
+    Args:
+        opened: values and counts of the sum, not yet divided.
+        expected_rows: `NoisePlan.denominator`: contributors, or expected sampled records.
+        job: says what the counts mean and how parties are weighted.
+        roster: indices of the data parties in the sum.
+        state: before this round.
+
+    Returns:
+        The mean, shape (dim,), float64, and the state for the next round.
+    """
+    after = learn_from_counts(state, opened.counts, job, expected_rows)
+    return opened.values / denominator(job, roster, expected_rows, after), after
+
+
+def denominator(job: Job, roster: Sequence[int], expected_rows: float, state: CountState) -> float:
     """Return what the opened sum is divided by. Public: post-processing of opened sums.
 
     Args:
         job: says how parties are weighted.
-        contributors: indices of the parties in the sum.
+        roster: indices of the data parties in the sum.
         expected_rows: `NoisePlan.denominator`: contributors, or expected sampled records.
         state: after this round's counts were taken in.
     """
     parties = job.parties
     if parties.weighting is Weighting.PUBLIC:
-        return math.fsum(party_weight(parties, party, 0) for party in contributors)
+        return math.fsum(party_weight(parties, party, 0) for party in roster)
     if parties.weighting is Weighting.PRIVATE and parties.max_records is not None:
         mean = state.weight_sum / max(1, state.weight_rounds)
         # A party has one record at least and never counts more than one; noise may say else.

@@ -8,13 +8,16 @@ difference of two updates, so a share is spent by adding it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcfl.dp.accountant import Mechanism
 from mpcfl.dp.noise_plan import NoisePlan
 from mpcfl.dp.sampler import draw_discrete_gaussian
+from mpcfl.dp.skellam import draw_skellam
 from mpcfl.errors import OutOfOrder
 from mpcfl.hazmat.bits import BitSource, SystemBits
 
@@ -59,13 +62,25 @@ def draw_noise_share(plan: NoisePlan, bits: BitSource | None = None) -> NoiseSha
     """Draw this party's share for one attempt.
 
     Args:
-        plan: gives ``dim`` and the integer ``local_sigma``; zero means no noise (no privacy).
+        plan: gives ``vector_dim``, the mechanism and the integer ``local_sigma``; zero means no
+            noise (no privacy, or noise that was added before).
         bits: for tests and for the in-process oracle only; by default a fresh system source.
     """
     if plan.local_sigma == 0:
-        return NoiseShare(np.zeros(plan.dim, dtype=np.int64))
+        return NoiseShare(np.zeros(plan.vector_dim, dtype=np.int64))
     source = SystemBits() if bits is None else bits
-    return NoiseShare(draw_discrete_gaussian(plan.local_sigma, plan.dim, source))
+    draw = _SAMPLERS[Mechanism(plan.mechanism)]
+    return NoiseShare(draw(plan.local_sigma, plan.vector_dim, source))
+
+
+def _draw_skellam_share(sigma: int, size: int, bits: BitSource) -> IntVector:
+    return draw_skellam(sigma * sigma, size, bits)
+
+
+_SAMPLERS: dict[Mechanism, Callable[[int, int, BitSource], IntVector]] = {
+    Mechanism.DISCRETE_GAUSSIAN: draw_discrete_gaussian,
+    Mechanism.SKELLAM: _draw_skellam_share,
+}
 
 
 def add_noise(levels: IntVector, share: NoiseShare) -> IntVector:

@@ -20,12 +20,14 @@ from mpcfl.dp.accountant import (
     AccountantKind,
     Releases,
     lemma_epsilon,
-    lemma_multiplier,
+    noise_multiplier_of,
 )
 from mpcfl.dp.renyi import DiscreteSum
 from mpcfl.errors import ConfigError
 
 _SCHEMA = 1
+# The other rotation is "none".
+ROTATED = "hadamard"
 
 
 class View(StrEnum):
@@ -66,14 +68,14 @@ class NoisePlan:
         norm_bound_int: exact bound on sum(q**2) of one row, grid units squared.
         saturation_int: M, bound on each coordinate of a party's sum, grid units.
         wrap_probability: upper bound for the whole run.
+        rounding_inflation: sensitivity after rounding over that before; counts included.
+        overhead_vs_central: noise of the opened sum over that of a trusted server.
         placement: where the noise is added: "distributed" in shares, one at each party, or
             "local", all of it inside each party, which then needs to trust nobody.
         local_steps: releases of each round; 1 unless the placement is local.
         counts: secret counts that travel as further coordinates behind the model's: how many
             rows met the clip norm (adaptive clipping), and the weight (private weighting).
         count_level_int: h, level of a count of one, grid units; inside ``norm_bound_int``.
-        rounding_inflation: sensitivity after rounding over that before.
-        overhead_vs_central: noise of the opened sum over that of a trusted server.
     """
 
     unit: Unit
@@ -107,9 +109,36 @@ class NoisePlan:
     count_level_int: int = 0
 
     @property
+    def is_local(self) -> bool:
+        """True if each party's own noise is all that its records need."""
+        return self.placement is Placement.LOCAL
+
+    @property
+    def rotated_dim(self) -> int:
+        """Return the length of an update on the integer grid: padded if it is rotated."""
+        return 1 << (self.dim - 1).bit_length() if self.rotation == ROTATED else self.dim
+
+    @property
+    def vector_dim(self) -> int:
+        """Return the length of the integer vector that is noised and summed."""
+        return self.rotated_dim + self.counts
+
+    @property
+    def model_bound_int(self) -> int:
+        """Return the exact bound on sum(q**2) over a row's model coordinates, without counts."""
+        return self.norm_bound_int - self.counts * self.count_level_int**2
+
+    @property
     def l2_sensitivity(self) -> float:
-        """Return the exact L2 sensitivity of the opened sum, grid units."""
-        return math.sqrt(self.norm_bound_int) * self.max_parties_per_person
+        """Return the exact L2 sensitivity of one release, grid units."""
+        # Under local placement a person's records in further parties are further releases.
+        persons = 1 if self.is_local else self.max_parties_per_person
+        return math.sqrt(self.norm_bound_int) * persons
+
+    @property
+    def releases_per_round(self) -> int:
+        """Return how many releases a person faces in one round."""
+        return self.local_steps * self.max_parties_per_person if self.is_local else 1
 
     @property
     def quorum(self) -> int:
@@ -117,7 +146,7 @@ class NoisePlan:
         return self.parties - self.max_dropout
 
     def multiplier(self, contributors: int | None = None, view: str = View.COALITION) -> float:
-        """Return the noise multiplier z that a viewer of one opened sum faces.
+        """Return the noise multiplier z that a viewer of one release faces.
 
         Args:
             contributors: parties in the sum; by default the fewest that the plan allows.
@@ -127,7 +156,7 @@ class NoisePlan:
             z of the equivalent continuous Gaussian, rounded down; 0 if no noise is left.
         """
         noise = self._noise(contributors, view)
-        return 0.0 if noise is None else lemma_multiplier(noise)
+        return 0.0 if noise is None else noise_multiplier_of(noise, self.mechanism)
 
     def epsilon(
         self,
@@ -141,7 +170,8 @@ class NoisePlan:
             rounds: opened sums; by default all that the plan allows, spare attempts included.
             contributors: parties in each sum; by default the fewest that the plan allows.
             view: "coalition" (the planned one), "single" (any one party), "outsider" (nobody's
-                noise is known), "own-share" (the aggregation itself failed).
+                noise is known), "own-share" (the aggregation itself failed). Under local
+                placement all four face one party's noise.
         """
         count = self.rounds + self.spare_attempts if rounds is None else rounds
         if count < 0:
@@ -149,7 +179,9 @@ class NoisePlan:
         noise = self._noise(contributors, view)
         if noise is None:
             return math.inf if count else 0.0
-        release = Releases(lemma_multiplier(noise), self.sample_rate, count)
+        multiplier = noise_multiplier_of(noise, self.mechanism)
+        times = count * self.releases_per_round
+        release = Releases(multiplier, self.sample_rate, times, self.mechanism)
         return lemma_epsilon(noise, release, self.delta, self.accountant)
 
     def rounds_within_budget(self, view: str = View.COALITION) -> int:
@@ -182,15 +214,22 @@ class NoisePlan:
             View.OUTSIDER: present,
             View.OWN_SHARE: min(present, 1),
         }[View(view)]
+        if self.is_local:
+            unknown = 1
         if unknown < 1 or self.local_sigma == 0:
             return None
-        return DiscreteSum(self.l2_sensitivity, self.local_sigma, unknown, self.dim)
+        return DiscreteSum(self.l2_sensitivity, self.local_sigma, unknown, self.vector_dim)
 
     def denominator(self, contributors: int) -> float:
-        """Return what an opened sum is divided by: public, never a true count of records."""
-        if self.unit is Unit.RECORD and self.records is not None:
-            return self.sample_rate * self.records
-        return float(contributors)
+        """Return what a released sum is divided by: public, never a true count of records.
+
+        At record level that is the expected number of sampled records: of all parties, or of
+        one party (a public average) where every party adds its own noise at every local step.
+        """
+        if self.unit is not Unit.RECORD or self.records is None or self.local_sigma == 0:
+            return float(contributors)
+        expected = self.sample_rate * self.records
+        return expected / self.parties if self.is_local else expected
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields for JSON; an infinite value becomes null."""

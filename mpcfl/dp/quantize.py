@@ -2,7 +2,9 @@
 
 The sensitivity of the release is a fact about integers, proved by integer arithmetic for every
 row; no float is trusted for it (Casacuberta et al. 2022, Mironov 2012 show what happens
-otherwise). The sum of a party's rows is saturated coordinate by coordinate, which is
+otherwise). A row is the model's coordinates, rotated in rings of few bits, and behind them the
+secret counts; each of the two keeps within its own part of the bound, so that neither can take
+what is the other's. The sum of a party's rows is saturated coordinate by coordinate, which is
 1-Lipschitz and therefore keeps the sensitivity.
 """
 
@@ -10,97 +12,120 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpcfl.config import Unit
-from mpcfl.dp.noise_plan import NoisePlan
+from mpcfl.dp.grid import Grid
+from mpcfl.dp.noise_plan import ROTATED, NoisePlan
+from mpcfl.dp.rotation import rotate_rows, unrotate
+from mpcfl.dp.rounding import exact_square_norms as exact_square_norms
+from mpcfl.dp.rounding import round_conditionally, round_to_nearest
 from mpcfl.errors import QuantizeError
+from mpcfl.hazmat.bits import BitSource, SystemBits
 
 IntVector = NDArray[np.int64]
+RealMatrix = NDArray[np.float64]
 
-_MAX_TRIES = 8
-_SHRINK = 1.0 - 2.0**-20
 _INT64_MAX = 2**63 - 1
+# Values that are rotated and rounded at once: 32 MiB per temporary array.
+_VALUES_AT_ONCE = 1 << 22
 
 
-def quantize_rows(rows: NDArray[np.float64], plan: NoisePlan) -> IntVector:
-    """Map clipped rows to the integer grid with an exact norm bound per row.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An opened sum in float space: public, noised, not yet divided by anything.
 
-    A row that misses the bound is shrunk by 1 - 2^-20 and rounded again, at most 8 times, and
-    is zero after that: the guarantee never depends on what the caller passed.
+    Attributes:
+        values: of the model's coordinates, shape (dim,), float64.
+        counts: of the secret counts, shape (plan.counts,), float64, one count being 1.
+    """
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+
+def quantize_rows(
+    rows: RealMatrix,
+    grid: Grid,
+    counts: RealMatrix | None = None,
+    bits: BitSource | None = None,
+) -> IntVector:
+    """Map clipped rows and their counts to the integer grid, under an exact bound for each.
 
     Args:
-        rows: clipped rows, shape (k, dim), float64, norm at most ``plan.clip_norm``. Secret.
-        plan: gives the scale and the bound.
+        rows: clipped rows, shape (k, dim), float64, norm at most ``grid.clip_norm``. Secret.
+        grid: of this round.
+        counts: shape (k, plan.counts), float64, in [-1, 1]; NaN counts as zero. Secret.
+        bits: for tests and the in-process oracle only; by default a fresh system source. Rounding
+            in rings of few bits is random, and as secret as the rows.
 
     Returns:
-        Levels q = rint(scale x), shape (k, dim), int64, with
-        ``sum(q**2) <= plan.norm_bound_int`` exactly for every row.
+        Levels, shape (k, plan.vector_dim), int64. For every row, ``sum(q**2)`` is at most
+        ``plan.model_bound_int`` over the model's coordinates, each count at most
+        ``plan.count_level_int``, and so the whole at most ``plan.norm_bound_int``, exactly.
 
     Raises:
         QuantizeError: without privacy only, a value does not fit ``plan.saturation_int``.
 
     Privacy: one row changes the sum by at most sqrt(plan.norm_bound_int) in L2, grid units.
-    Source: nearest rounding moves a coordinate by at most 1/2, so ||q|| <= scale C + sqrt(dim)/2.
+    Source: nearest rounding moves a coordinate by at most 1/2, so ||q|| <= scale C + sqrt(dim)/2;
+    random rounding: `rounding.py`.
     """
-    if plan.unit is Unit.NONE:
+    plan = grid.plan
+    if plan.local_sigma == 0:
         return _fixed_point(rows, plan)
-    levels = np.empty(rows.shape, dtype=np.int64)
-    todo = np.arange(len(rows))
-    scale = plan.scale
-    for _ in range(1 + _MAX_TRIES):
-        rounded, fits = _round_rows(rows if len(todo) == len(rows) else rows[todo], scale, plan)
-        levels[todo] = rounded
-        todo = todo[~fits]
-        if len(todo) == 0:
-            return levels
-        scale *= _SHRINK
-    levels[todo] = 0
+    if plan.rotation == ROTATED:
+        model = _rotated_levels(rows, grid, SystemBits() if bits is None else bits)
+    else:
+        model = round_to_nearest(rows, grid.scale, plan.model_bound_int)
+    if plan.counts == 0:
+        return model
+    return np.concatenate([model, _count_levels(counts, (len(rows), plan))], axis=1)
+
+
+def _rotated_levels(rows: RealMatrix, grid: Grid, bits: BitSource) -> IntVector:
+    plan = grid.plan
+    levels = np.empty((len(rows), plan.rotated_dim), dtype=np.int64)
+    # Infinities would become NaN all over the row; the rounding makes it zero either way.
+    n_rows = max(1, _VALUES_AT_ONCE // plan.rotated_dim)
+    for start in range(0, len(rows), n_rows):
+        some = slice(start, start + n_rows)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = rotate_rows(rows[some], plan, grid.round_id) * grid.scale
+            levels[some] = round_conditionally(scaled, plan.model_bound_int, bits)
     return levels
 
 
-def _round_rows(
-    rows: NDArray[np.float64], scale: float, plan: NoisePlan
-) -> tuple[IntVector, NDArray[np.bool_]]:
-    """Round to nearest; say for each row whether the integers meet the norm bound."""
+def _count_levels(counts: RealMatrix | None, expected: tuple[int, NoisePlan]) -> IntVector:
+    n_rows, plan = expected
+    if counts is None or counts.shape != (n_rows, plan.counts):
+        found = "none" if counts is None else f"shape {counts.shape}"
+        raise ValueError(f"counts must have shape {(n_rows, plan.counts)}, found {found}")
+    level = plan.count_level_int
+    inside = np.clip(np.nan_to_num(counts, nan=0.0), -1.0, 1.0)
+    # The clip of the integers is what the bound rests on.
+    rounded = np.rint(inside * level).astype(np.int64)
+    bounded: IntVector = np.clip(rounded, -level, level)
+    return bounded
+
+
+def _fixed_point(rows: RealMatrix, plan: NoisePlan) -> IntVector:
     with np.errstate(over="ignore"):
-        scaled = rows * scale
-    np.rint(scaled, out=scaled)
-    bound = plan.norm_bound_int
-    largest = np.max(np.abs(scaled), axis=1, initial=0.0)
-    # NaN compares as false; what remains is far below 2^53, so the cast is exact.
-    fits = largest <= float(min(math.isqrt(bound), 2**52))
-    scaled[~fits] = 0.0
-    levels = scaled.astype(np.int64)
-    fits &= np.array([norm <= bound for norm in exact_square_norms(levels)], dtype=np.bool_)
-    return levels, fits
-
-
-def exact_square_norms(levels: IntVector) -> list[int]:
-    """Return sum(q**2) of every row, shape (k, dim), as Python integers without any rounding."""
-    n_rows, dim = levels.shape
-    largest = max(int(levels.max(initial=0)), -int(levels.min(initial=0)))
-    if largest * largest > _INT64_MAX:
-        return [sum(int(level) ** 2 for level in row) for row in levels]
-    # So many squares fit into an int64 whatever their values are.
-    chunk = min(dim, _INT64_MAX // max(1, largest * largest))
-    norms = [0] * n_rows
-    for start in range(0, dim, max(1, chunk)):
-        piece = levels[:, start : start + chunk]
-        partial = np.einsum("ij,ij->i", piece, piece).tolist()
-        norms = [norm + part for norm, part in zip(norms, partial, strict=True)]
-    return norms
-
-
-def _fixed_point(rows: NDArray[np.float64], plan: NoisePlan) -> IntVector:
-    scaled = np.rint(rows * plan.scale)
-    largest = float(np.max(np.abs(scaled), initial=0.0))
-    if not largest <= plan.saturation_int:
+        scaled = np.rint(rows * plan.scale)
+    limit = plan.saturation_int
+    if plan.unit is not Unit.NONE:
+        # Private already: clamping is post-processing, and stopping would depend on data.
+        inside = np.clip(np.nan_to_num(scaled, nan=0.0), -limit, limit)
+        # A limit that is no float64 may have been rounded up.
+        clamped: IntVector = np.clip(inside.astype(np.int64), -limit, limit)
+        return clamped
+    if not float(np.max(np.abs(scaled), initial=0.0)) <= limit:
         raise QuantizeError(
             f"a value of the update does not fit the fixed-point range of "
-            f"+-{plan.saturation_int / plan.scale:g}; lower the learning rate, or raise "
+            f"+-{limit / plan.scale:g}; lower the learning rate, or raise "
             f"aggregation.modulus_bits above {plan.modulus_bits}"
         )
     return scaled.astype(np.int64)
@@ -110,13 +135,15 @@ def sum_levels(blocks: Iterable[IntVector], plan: NoisePlan) -> IntVector:
     """Add all rows of one party exactly, then saturate each coordinate.
 
     Args:
-        blocks: arrays of levels, shape (k, dim), int64, any k; every row from `quantize_rows`.
+        blocks: arrays of levels, shape (k, plan.vector_dim), int64, any k; every row from
+            `quantize_rows`.
         plan: gives the saturation M; at party level M is never reached.
 
     Returns:
-        The sum, clamped to [-M, M], shape (dim,), int64. Secret: add noise before it leaves.
+        The sum, clamped to [-M, M], shape (plan.vector_dim,), int64. Secret: add noise before
+        it leaves.
     """
-    total = np.zeros(plan.dim, dtype=np.int64)
+    total = np.zeros(plan.vector_dim, dtype=np.int64)
     largest_row = math.isqrt(plan.norm_bound_int)
     bound = 0
     for block in blocks:
@@ -131,16 +158,18 @@ def sum_levels(blocks: Iterable[IntVector], plan: NoisePlan) -> IntVector:
     return clamped
 
 
-def dequantize_sum(total: IntVector, plan: NoisePlan, contributors: int) -> NDArray[np.float64]:
-    """Turn an opened sum into the mean update.
+def dequantize_sum(opened: IntVector, grid: Grid) -> Opened:
+    """Turn an opened sum of integers back into floats; `NoisePlan.denominator` makes it a mean.
 
     Args:
-        total: opened sum of all contributors, shape (dim,), int64, centred. Public.
-        plan: gives the scale and the denominator.
-        contributors: number of parties in the sum.
+        opened: sum of all contributors, shape (plan.vector_dim,), int64, centred. Public.
+        grid: of the round.
 
     Returns:
-        Mean, shape (dim,), float64: over parties, or over the public expected number of
-        sampled records, never over a true count (that would need noise of its own).
+        The sum in float space, the same bits at every party.
     """
-    return total / (plan.scale * plan.denominator(contributors))
+    plan = grid.plan
+    model = opened[: plan.rotated_dim]
+    levels = unrotate(model, plan, grid.round_id) if plan.rotation == ROTATED else model
+    counts = opened[plan.rotated_dim :] / max(1, plan.count_level_int)
+    return Opened(values=levels / grid.scale, counts=counts)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -23,6 +22,7 @@ import numpy as np
 from mpmath.libmp import from_rational, mpf_exp, to_fixed
 from numpy.typing import NDArray
 
+from mpcfl.dp.inversion import EXACT_ARITHMETIC, Inversion, LazyUniform, uniform_below
 from mpcfl.errors import ConfigError
 from mpcfl.hazmat.bits import BitSource as BitSource
 from mpcfl.hazmat.bits import SystemBits
@@ -86,13 +86,9 @@ def _checked(sigma: int, size: int) -> tuple[int, int]:
 def _draw_block(sigma: int, n_candidates: int, bits: BitSource) -> NDArray[np.int64]:
     """Make candidates and return the accepted ones, in order, int64."""
     words = bits.words(3 * n_candidates).reshape(3, n_candidates)
-    k = _draw_k(words[0], bits)
+    k = _block_law().draw(words[0], bits)
     negative = (words[1] & np.uint64(1)).astype(np.bool_)
-    # Lemire's method on the upper 32 bits: j = floor(w sigma / 2^32), without the few w that
-    # would make some j more likely than others.
-    product = (words[1] >> np.uint64(32)) * np.uint64(sigma)
-    j = (product >> np.uint64(32)).view(np.int64)
-    unbiased = (product & np.uint64(0xFFFF_FFFF)) >= np.uint64((1 << 32) % sigma)
+    j, unbiased = uniform_below(words[1], sigma)
     magnitude = k * sigma + j
     accepted = _accept(j, magnitude, sigma, (words[2], bits))
     # Zero has two signs; one of them is refused.
@@ -100,19 +96,6 @@ def _draw_block(sigma: int, n_candidates: int, bits: BitSource) -> NDArray[np.in
     np.negative(magnitude, where=negative, out=magnitude)
     draws: NDArray[np.int64] = magnitude[accepted]
     return draws
-
-
-def _draw_k(uniform: NDArray[np.uint64], bits: BitSource) -> NDArray[np.int64]:
-    """Draw k >= 0 with weight exp(-k^2/2) by inverting its distribution function."""
-    k = np.zeros(len(uniform), dtype=np.int8)
-    undecided = np.zeros(len(uniform), dtype=np.bool_)
-    for threshold in _k_thresholds():
-        k += uniform > threshold
-        undecided |= uniform == threshold
-    wide = k.astype(np.int64)
-    for index in np.flatnonzero(undecided):
-        wide[index] = _exact_k(_LazyUniform(int(uniform[index]), bits))
-    return wide
 
 
 def _accept(
@@ -130,42 +113,12 @@ def _accept(
     surplus = probability - words * 2.0**-64
     accepted: NDArray[np.bool_] = surplus > 0.0
     for index in np.flatnonzero(np.abs(surplus) < _FILTER_MARGIN):
-        lazy = _LazyUniform(int(words[index]), bits)
+        lazy = LazyUniform(int(words[index]), bits)
         accepted[index] = _exact_accept(int(numerator[index]), denominator, lazy)
     return accepted
 
 
-class _LazyUniform:
-    """A uniform real number in [0, 1) whose binary digits are drawn as they are needed."""
-
-    __slots__ = ("_bits", "_n_bits", "_value")
-
-    def __init__(self, first_word: int, bits: BitSource) -> None:
-        self._value = first_word
-        self._n_bits = 64
-        self._bits = bits
-
-    def is_below(self, bound: Callable[[int], int]) -> bool:
-        """Compare with a real number b, given as ``bound(n)`` within 1 of b 2^n."""
-        while True:
-            near = bound(self._n_bits)
-            # The number lies in [value, value + 1) / 2^n and b in [near - 1, near + 1] / 2^n.
-            if self._value + 1 <= near - 1:
-                return True
-            if self._value >= near + 1:
-                return False
-            self._value = (self._value << 64) | int(self._bits.words(1)[0])
-            self._n_bits += 64
-
-
-def _exact_k(uniform: _LazyUniform) -> int:
-    k = 0
-    while not uniform.is_below(lambda n_bits: _cumulative_fixed(k, n_bits)):  # noqa: B023 - used before k moves
-        k += 1
-    return k
-
-
-def _exact_accept(numerator: int, denominator: int, uniform: _LazyUniform) -> bool:
+def _exact_accept(numerator: int, denominator: int, uniform: LazyUniform) -> bool:
     # A probability of one is never undecided: the uniform number is below it.
     if numerator == 0:
         return True
@@ -173,10 +126,11 @@ def _exact_accept(numerator: int, denominator: int, uniform: _LazyUniform) -> bo
 
 
 def _exp_fixed(numerator: int, denominator: int, n_bits: int) -> int:
-    """Return floor(exp(-numerator/denominator) 2^n_bits), less than 1 off."""
+    """Return exp(-numerator/denominator) 2^n_bits, rounded, less than 1 off."""
     precision = n_bits + _GUARD_BITS
     exponent = from_rational(-numerator, denominator, precision)
-    return int(to_fixed(mpf_exp(exponent, precision), n_bits))
+    with EXACT_ARITHMETIC:
+        return (int(to_fixed(mpf_exp(exponent, precision), n_bits + 1)) + 1) >> 1
 
 
 @lru_cache(maxsize=256)
@@ -186,23 +140,14 @@ def _cumulative_fixed(k: int, n_bits: int) -> int:
     # Beyond this index all weights together are below 2^-precision.
     last = math.isqrt(2 * precision) + 2
     weights = [_exp_fixed(i * i, 2, precision) for i in range(max(last, k) + 1)]
-    return (sum(weights[: k + 1]) << n_bits) // sum(weights)
+    total = sum(weights)
+    return ((sum(weights[: k + 1]) << n_bits) + total // 2) // total
 
 
 @lru_cache(maxsize=1)
-def _k_thresholds() -> tuple[np.uint64, ...]:
-    """Return floor(2^64 P[K <= k]) for every k that 64 bits can tell apart.
-
-    A word above a threshold means a larger k for certain; equality is decided exactly. The
-    last threshold is the largest word, so that the far tail is always decided exactly.
-    """
-    largest = 2**64 - 1
-    thresholds: list[int] = []
-    while (
-        threshold := _cumulative_fixed(len(thresholds), 64 + _GUARD_BITS) >> _GUARD_BITS
-    ) < largest:
-        thresholds.append(threshold)
-    return tuple(np.uint64(value) for value in (*thresholds, largest))
+def _block_law() -> Inversion:
+    """Return the law of k: weight exp(-k^2/2)."""
+    return Inversion(_cumulative_fixed)
 
 
 def poisson_sample(

@@ -4,23 +4,44 @@ import math
 
 import pytest
 
-from mpcfl.dp.accountant import AccountantKind
+from mpcfl.dp.accountant import AccountantKind, Mechanism
 from mpcfl.dp.calibrate import Target, _solve, calibrate
 
 
-@pytest.mark.parametrize("accountant", list(AccountantKind))
+@pytest.mark.parametrize(
+    ("accountant", "mechanism"),
+    [
+        (AccountantKind.PLD, Mechanism.DISCRETE_GAUSSIAN),
+        (AccountantKind.RDP, Mechanism.DISCRETE_GAUSSIAN),
+        (AccountantKind.PLD, Mechanism.SKELLAM),
+    ],
+)
 @pytest.mark.parametrize(
     ("epsilon", "delta", "releases", "rate"),
     [(0.1, 1e-5, 10, 1.0), (8.0, 1e-9, 1, 1.0), (4.0, 1e-5, 60, 0.2), (50.0, 1e-5, 10, 0.5)],
 )
 def test_the_result_meets_the_target_and_little_less_does_not(
-    epsilon: float, delta: float, releases: int, rate: float, accountant: AccountantKind
+    epsilon: float,
+    delta: float,
+    releases: int,
+    rate: float,
+    accountant: AccountantKind,
+    mechanism: str,
 ) -> None:
-    target = Target(epsilon, delta, releases, rate, accountant)
+    target = Target(epsilon, delta, releases, rate, accountant, mechanism)
     z = calibrate(target)
     assert target.spent(z) <= epsilon
     # The search stops 2e-6 below its target, and epsilon falls at least as z^-0.5.
     assert target.spent(z * (1 - 1e-5)) > epsilon
+
+
+def test_skellam_needs_more_noise_than_renyi_bounds_at_all_orders_ask_for() -> None:
+    for rate in (1.0, 0.2):
+        skellam, renyi = (
+            calibrate(Target(8.0, 1e-5, 10, rate, AccountantKind.RDP, mechanism))
+            for mechanism in (Mechanism.SKELLAM, Mechanism.DISCRETE_GAUSSIAN)
+        )
+        assert renyi <= skellam
 
 
 def test_a_budget_beyond_numerical_composition_is_still_met() -> None:

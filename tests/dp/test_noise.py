@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mpcfl.dp import NoisePlan, NoiseShare, add_noise, draw_noise_share, make_fixed_point_plan
+from mpcfl.dp import (
+    NoisePlan,
+    NoiseShare,
+    add_noise,
+    draw_noise_share,
+    make_fixed_point_plan,
+    make_plan,
+)
 from mpcfl.errors import OutOfOrder
 from mpcfl.hazmat.bits import KeystreamBits
 
@@ -59,6 +66,32 @@ def test_a_share_is_dead_in_a_forked_child(party_plan: NoisePlan) -> None:
             os._exit(0)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
+def test_a_share_is_as_long_as_what_is_summed(mechanism: str) -> None:
+    plan = make_plan(
+        epsilon=8.0, delta=1e-5, rounds=10, parties=10, dim=50, clip_norm=1.0, modulus_bits=14,
+        rotation="hadamard", counts=2, mechanism=mechanism,
+    )  # fmt: skip
+    assert draw_noise_share(plan).take().shape == (66,)
+
+
+@pytest.mark.stat
+@pytest.mark.parametrize("mechanism", ["discrete-gaussian", "skellam"])
+def test_a_share_has_the_variance_and_the_shape_of_its_mechanism(
+    party_plan: NoisePlan, mechanism: str
+) -> None:
+    # Two-sided at 1e-9 for the variance; a sigma 1 % off is 14 deviations away. At sigma 2 the
+    # fourth moment tells the two mechanisms apart: 3 v^2 and 3 v^2 + v, 40 deviations or so.
+    plan = dataclasses.replace(party_plan, dim=1_000_000, local_sigma=2, mechanism=mechanism)
+    share = draw_noise_share(plan).take().astype(np.float64)
+    limit = stats.norm.isf(5e-10)
+    assert abs(np.mean(share**2) / 4 - 1) < limit * math.sqrt(2.3 / plan.dim)
+    extra = {"discrete-gaussian": 0.0, "skellam": 4.0}[mechanism]
+    assert np.mean(share**4) == pytest.approx(
+        48 + extra, abs=limit * math.sqrt(105 * 2.5**2 * 256 / plan.dim) / 2
+    )
 
 
 def test_without_privacy_the_share_is_zero() -> None:

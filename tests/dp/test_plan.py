@@ -22,6 +22,7 @@ from mpcfl.dp import (
     plan_for_job,
     quantize_rows,
 )
+from mpcfl.dp.grid import round_grid
 from mpcfl.errors import ConfigError, PlanError
 
 PARTY: dict[str, Any] = {
@@ -69,6 +70,95 @@ def test_everything_that_a_plan_allows_fits_the_ring(arguments: dict[str, Any], 
     # With 6 sigma of the sum's noise on top of the worst signal nothing wraps.
     signal = plan.saturation_int if plan.unit == "record" else plan.scale * plan.clip_norm + 0.5
     assert plan.parties * signal + 6 * plan.local_sigma * math.sqrt(plan.parties) < half
+
+
+LOW_BIT: dict[str, Any] = {**PARTY, "rotation": "hadamard", "modulus_bits": 12}
+LOCAL: dict[str, Any] = {**RECORD, "placement": "local", "local_steps": 3}
+
+
+@pytest.mark.parametrize("arguments", [PARTY, RECORD, LOW_BIT])
+def test_a_skellam_plan_spends_its_budget_by_renyi_bounds(arguments: dict[str, Any]) -> None:
+    plan = make_plan(**arguments, mechanism="skellam")
+    assert 0.99 * plan.epsilon_budget < plan.epsilon() <= plan.epsilon_budget
+    assert plan.multiplier() == pytest.approx(plan.noise_multiplier, rel=1e-12)
+    gaussian = make_plan(**arguments)
+    # Renyi bounds ask for more noise than the exact curve of the Gaussian.
+    assert plan.noise_multiplier > gaussian.noise_multiplier
+    assert plan.wrap_probability <= 2.0**-40
+
+
+def test_skellam_noise_may_be_coarser_where_the_ring_is_small() -> None:
+    arguments = {**PARTY, "parties": 100, "dim": 250, "rounds": 1, "epsilon": 4.0,
+                 "rotation": "hadamard", "modulus_bits": 12}  # fmt: skip
+    with pytest.raises(PlanError):
+        make_plan(**arguments)
+    plan = make_plan(**arguments, mechanism="skellam")
+    assert plan.local_sigma < 8
+    assert plan.rounding_inflation <= 2.0
+    assert plan.epsilon() <= 4.0
+
+
+@pytest.mark.parametrize("bits", [10, 11, 12, 14, 16, 20])
+def test_a_rotation_makes_room_in_rings_of_few_bits(bits: int) -> None:
+    plan = make_plan(**{**LOW_BIT, "modulus_bits": bits})
+    assert plan.wrap_probability <= 2.0**-40
+    assert (plan.rotated_dim, plan.vector_dim) == (64, 64)
+    # ||q||^2 <= c^2 + d/4 + c + sqrt(d)/2 for rows of norm c, and c is the largest of that kind.
+    c = plan.scale * plan.clip_norm
+    assert c * c + 16 + c + 4 == pytest.approx(plan.norm_bound_int, abs=1)
+    assert plan.rounding_inflation == pytest.approx(math.sqrt(plan.norm_bound_int) / c, rel=1e-3)
+    if bits >= 16:
+        plain = make_plan(**{**PARTY, "modulus_bits": bits})
+        assert plain.local_sigma <= plan.local_sigma
+
+
+def test_bits_and_rotation_have_to_suit_each_other() -> None:
+    for change in ({"modulus_bits": 9}, {"modulus_bits": 21}):
+        with pytest.raises((ConfigError, PlanError), match=r"between 10 and 20|at most 20 bits"):
+            make_plan(**{**LOW_BIT, **change})
+    with pytest.raises(ConfigError, match="rotation 'hadamard' works from 10 bits on"):
+        make_plan(**{**PARTY, "modulus_bits": 15})
+
+
+def test_under_local_placement_every_view_faces_one_share() -> None:
+    plan = make_plan(**LOCAL, colluding=2, max_dropout=1, spare_attempts=2)
+    figures = {plan.epsilon(view=view) for view in View}
+    assert figures == {plan.epsilon(contributors=1)}
+    assert 0.99 * 4.0 < plan.epsilon() <= 4.0
+    assert plan.noise_multiplier == pytest.approx(plan.multiplier(), rel=1e-12)
+    # 12 rounds of 3 steps are 36 releases.
+    z = plan.multiplier()
+    alike = gaussian_epsilon(noise_multiplier=z, sample_rate=0.2, rounds=36, delta=1e-5)
+    assert plan.epsilon() == pytest.approx(alike, rel=1e-6)
+    assert plan.epsilon(rounds=4) < plan.epsilon(rounds=5) < plan.epsilon()
+
+
+def test_under_local_placement_a_person_in_two_parties_is_two_releases() -> None:
+    two = make_plan(**LOCAL, max_parties_per_person=2)
+    assert two.l2_sensitivity == math.sqrt(two.norm_bound_int)
+    assert two.releases_per_round == 6
+    one = make_plan(**{**LOCAL, "rounds": 20})
+    assert two.noise_multiplier == pytest.approx(one.noise_multiplier, rel=1e-9)
+    assert two.epsilon(rounds=5) == pytest.approx(one.epsilon(rounds=10), rel=1e-9)
+
+
+def test_local_placement_needs_no_room_in_the_ring_and_no_second_party() -> None:
+    small = make_plan(**{**LOCAL, "modulus_bits": 16})
+    assert small.local_sigma == make_plan(**LOCAL).local_sigma == 1 << 28
+    assert make_plan(**{**LOCAL, "parties": 1}).epsilon() <= 4.0
+    assert small.denominator(4) == small.denominator(1) == 50.0
+
+
+def test_counts_take_their_share_of_the_sensitivity() -> None:
+    plain, counted = make_plan(**PARTY), make_plan(**PARTY, counts=2, count_share=0.3)
+    assert counted.norm_bound_int == plain.norm_bound_int
+    assert counted.noise_multiplier == plain.noise_multiplier
+    # sqrt(1 - 2 0.3^2) of the scale is left to the model; the noise stays.
+    assert counted.scale == pytest.approx(plain.scale * math.sqrt(0.82), rel=1e-5)
+    assert counted.rounding_inflation == pytest.approx(1 / math.sqrt(0.82), rel=1e-5)
+    assert counted.vector_dim == 52
+    # What was calibrated holds for the longer vector too: its slack grows with its length.
+    assert counted.epsilon() <= 8.0
 
 
 def test_the_largest_sigma_that_fits_is_taken() -> None:
@@ -184,7 +274,7 @@ def test_levels_are_exact_in_float64_however_little_noise_there_is(epsilon: floa
     assert math.isqrt(plan.norm_bound_int) < 2**52
     row = np.zeros((1, 50))
     row[0, 0] = 1.0 - 1e-9
-    assert quantize_rows(row, plan)[0, 0] == pytest.approx(plan.scale, rel=1e-6)
+    assert quantize_rows(row, round_grid(plan, 0))[0, 0] == pytest.approx(plan.scale, rel=1e-6)
 
 
 def test_the_denominator_at_record_level_is_public() -> None:
@@ -205,8 +295,13 @@ def test_two_parties_of_which_one_colludes_are_feasible() -> None:
         ({"colluding": 5, "max_dropout": 5}, "at least 11 parties"),
         ({"max_dropout": 5}, "half"),
         ({"sample_rate": 0.5}, "amplifies nothing"),
-        ({"mechanism": "skellam"}, "not available"),
-        ({"rotation": "hadamard"}, "not available"),
+        ({"rotation": "hadamard"}, "use rotation 'none'"),
+        ({"placement": "local"}, "unit 'record'"),
+        ({"local_steps": 2}, "placement 'local'"),
+        (
+            {"placement": "local", **{k: RECORD[k] for k in ("unit", "records")}, "counts": 1},
+            "no counts",
+        ),
         ({"unit": "none"}, "make_fixed_point_plan"),
     ],
 )
@@ -226,6 +321,9 @@ def test_what_no_ring_could_mend_is_refused_with_the_remedy(
         ("modulus_bits", 15), ("modulus_bits", 65), ("colluding", 0), ("max_dropout", -1),
         ("spare_attempts", -1), ("unit", "device"), ("accountant", "gdp"),
         ("noise_multiplier", 0.0), ("max_parties_per_person", 0), ("sample_rate", 0.0),
+        ("mechanism", "laplace"), ("rotation", "fourier"), ("placement", "central"),
+        ("counts", 3), ("counts", -1), ("count_share", 0.5), ("count_share", 0.0),
+        ("local_steps", 0),
     ],
 )  # fmt: skip
 def test_arguments_out_of_range_are_refused_by_name(name: str, value: object) -> None:
@@ -261,15 +359,16 @@ def test_an_infeasible_plan_names_requests_that_do_work(change: dict[str, Any]) 
 
 def test_an_infeasible_noise_multiplier_names_one_that_works() -> None:
     arguments = {**PARTY, "dim": 1 << 20, "modulus_bits": 16, "noise_multiplier": 100.0}
-    with pytest.raises(PlanError, match="noise_multiplier to about") as caught:
+    with pytest.raises(PlanError, match="noise_multiplier to") as caught:
         make_plan(**arguments)
-    nearest = float(re.search(r"about ([\d.]+\d)", str(caught.value))[1])
-    assert make_plan(**{**arguments, "noise_multiplier": nearest * 0.99}).local_sigma >= 8
+    nearest = float(re.search(r"noise_multiplier to ([\d.]+)", str(caught.value))[1])
+    assert make_plan(**{**arguments, "noise_multiplier": nearest}).local_sigma >= 8
 
 
 def test_the_fingerprint_covers_every_field_and_repeats() -> None:
     plan = make_plan(**PARTY)
     assert plan.fingerprint() == make_plan(**PARTY).fingerprint()
+    assert len(dataclasses.fields(NoisePlan)) == 29
     for field in dataclasses.fields(NoisePlan):
         value = getattr(plan, field.name)
         other = value + 1 if isinstance(value, int | float) else "other"
@@ -279,7 +378,7 @@ def test_the_fingerprint_covers_every_field_and_repeats() -> None:
 
 def test_a_plan_survives_json() -> None:
     fixed = make_fixed_point_plan(parties=2, dim=3, rounds=1, modulus_bits=32)
-    for plan in (make_plan(**RECORD), fixed):
+    for plan in (make_plan(**RECORD), make_plan(**LOCAL), make_plan(**LOW_BIT, counts=2), fixed):
         assert json.loads(json.dumps(plan.to_dict(), allow_nan=False)) == plan.to_dict()
 
 

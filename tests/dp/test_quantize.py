@@ -18,7 +18,8 @@ from mpcfl.dp import (
     quantize_rows,
     sum_levels,
 )
-from mpcfl.dp.quantize import exact_square_norms
+from mpcfl.dp.grid import round_grid
+from mpcfl.dp.rounding import exact_square_norms
 from mpcfl.errors import QuantizeError
 
 COARSE = make_plan(
@@ -32,7 +33,7 @@ def square_norm(row: np.ndarray) -> int:
 
 @given(arrays(np.float64, (2, 6), elements=st.floats()))
 def test_the_integer_bound_holds_for_any_floats_at_all(rows: np.ndarray) -> None:
-    levels = quantize_rows(rows, COARSE)
+    levels = quantize_rows(rows, round_grid(COARSE, 0))
     assert levels.dtype == np.int64
     assert all(square_norm(row) <= COARSE.norm_bound_int for row in levels)
 
@@ -40,7 +41,7 @@ def test_the_integer_bound_holds_for_any_floats_at_all(rows: np.ndarray) -> None
 @given(arrays(np.float64, (2, 6), elements=st.floats(-1e6, 1e6)))
 def test_a_clipped_row_never_needs_to_shrink(rows: np.ndarray) -> None:
     clipped, _ = clip_rows(rows, 1.0)
-    levels = quantize_rows(clipped, COARSE)
+    levels = quantize_rows(clipped, round_grid(COARSE, 0))
     np.testing.assert_array_equal(levels, np.rint(clipped * COARSE.scale).astype(np.int64))
 
 
@@ -48,7 +49,7 @@ def test_a_row_just_over_the_bound_shrinks_and_one_far_over_is_zero() -> None:
     edge = math.sqrt(COARSE.norm_bound_int) / COARSE.scale
     rows = np.zeros((3, 6))
     rows[:, 0] = [edge * (1 + 2.0**-18) + 1 / COARSE.scale, 2 * edge, 0.5]
-    levels = quantize_rows(rows, COARSE)
+    levels = quantize_rows(rows, round_grid(COARSE, 0))
     assert levels[0, 0] in (0, math.isqrt(COARSE.norm_bound_int))
     assert levels[1, 0] == 0
     assert levels[2, 0] == round(0.5 * COARSE.scale)
@@ -57,15 +58,17 @@ def test_a_row_just_over_the_bound_shrinks_and_one_far_over_is_zero() -> None:
 def test_the_bound_is_exact_to_one_unit() -> None:
     # Squares add up to 54,000,000; no level alone is too large, and eight shrinks move none.
     rows = np.full((2, 6), 3000.0)
-    kept = quantize_rows(rows, dataclasses.replace(COARSE, scale=1.0, norm_bound_int=54_000_000))
+    exact = dataclasses.replace(COARSE, scale=1.0, norm_bound_int=54_000_000)
+    kept = quantize_rows(rows, round_grid(exact, 0))
     np.testing.assert_array_equal(kept, rows)
-    zeroed = quantize_rows(rows, dataclasses.replace(COARSE, scale=1.0, norm_bound_int=53_999_999))
+    short = dataclasses.replace(COARSE, scale=1.0, norm_bound_int=53_999_999)
+    zeroed = quantize_rows(rows, round_grid(short, 0))
     np.testing.assert_array_equal(zeroed, np.zeros((2, 6)))
 
 
 def test_shrinking_rescues_a_row_that_misses_by_one_rounding() -> None:
     plan = dataclasses.replace(COARSE, scale=2.0**21, norm_bound_int=(2**21 - 2) ** 2)
-    levels = quantize_rows(np.array([[1.0, 0, 0, 0, 0, 0]]), plan)
+    levels = quantize_rows(np.array([[1.0, 0, 0, 0, 0, 0]]), round_grid(plan, 0))
     assert levels[0, 0] == 2**21 - 2
 
 
@@ -127,24 +130,18 @@ def test_no_blocks_sum_to_zero(record_plan: NoisePlan) -> None:
     np.testing.assert_array_equal(sum_levels([], record_plan), np.zeros(record_plan.dim))
 
 
-def test_dequantizing_divides_by_scale_and_public_denominator(
-    party_plan: NoisePlan, record_plan: NoisePlan
-) -> None:
-    total = np.arange(3, dtype=np.int64)
-    np.testing.assert_array_equal(
-        dequantize_sum(total, party_plan, 9), total / (party_plan.scale * 9)
-    )
-    # At record level the number of contributors doesn't matter: q * records = 0.2 * 1000.
-    np.testing.assert_array_equal(
-        dequantize_sum(total, record_plan, 3), total / (record_plan.scale * 200.0)
-    )
+def test_dequantizing_divides_by_the_scale_alone(party_plan: NoisePlan) -> None:
+    total = np.arange(party_plan.dim, dtype=np.int64)
+    opened = dequantize_sum(total, round_grid(party_plan, 0))
+    np.testing.assert_array_equal(opened.values, total / party_plan.scale)
+    assert opened.counts.shape == (0,)
 
 
 def test_fixed_point_round_trips_within_half_a_level() -> None:
     plan = make_fixed_point_plan(parties=3, dim=4, rounds=1, modulus_bits=32)
     values = np.array([[127.9, -128.0, 1e-9, 0.3]])
-    levels = sum_levels([quantize_rows(values, plan)], plan)
-    back = dequantize_sum(levels, plan, 1)
+    levels = sum_levels([quantize_rows(values, round_grid(plan, 0))], plan)
+    back = dequantize_sum(levels, round_grid(plan, 0)).values
     np.testing.assert_allclose(back, values[0], rtol=0, atol=0.5 / plan.scale)
 
 
@@ -152,7 +149,7 @@ def test_fixed_point_round_trips_within_half_a_level() -> None:
 def test_fixed_point_refuses_what_does_not_fit_and_says_what_to_do(bad: float) -> None:
     plan = make_fixed_point_plan(parties=3, dim=1, rounds=1, modulus_bits=32)
     with pytest.raises(QuantizeError, match="modulus_bits above 32"):
-        quantize_rows(np.array([[bad]]), plan)
+        quantize_rows(np.array([[bad]]), round_grid(plan, 0))
 
 
 @pytest.mark.parametrize("parties", [1, 2, 3, 7, 8, 100])
