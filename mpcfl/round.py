@@ -87,14 +87,18 @@ class PartyData:
     not_finite: int = field(default=0, repr=False)
 
 
-def public_state(job: Job) -> PublicState:
+def public_state(job: Job, task: Task | None = None) -> PublicState:
     """Load the task, build its initial model and compute the plan, alike at every rank.
+
+    Args:
+        job: the run.
+        task: in place of the one that the job names.
 
     Raises:
         ConfigError: the task can't be loaded, or its model can't be trained under this job.
         PlanError: no noise plan meets the job.
     """
-    task = load_task(job.task)
+    task = load_task(job.task) if task is None else task
     model = initial_model(task, job.training.seed)
     check_model(model, job.privacy.unit)
     parameters = flat_parameters(model)

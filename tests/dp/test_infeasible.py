@@ -84,6 +84,9 @@ def test_the_ring_named_is_the_smallest_that_works(change: dict[str, Any]) -> No
     arguments = {**PARTY, **change}
     bits = int(re.search(r"modulus_bits to at least (\d+)", refusal(arguments))[1])
     assert [fits({**arguments, "modulus_bits": b}) for b in (bits - 1, bits)] == [False, True]
+    # One bit short gives the same answer.
+    text = refusal({**arguments, "modulus_bits": bits - 1})
+    assert f"modulus_bits to at least {bits}," in text
 
 
 def test_a_low_bit_request_that_needs_a_wide_ring_is_sent_there() -> None:

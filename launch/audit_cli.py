@@ -1,0 +1,106 @@
+"""The words and options of `mpcfl audit`; what they do is in `audit_command.py`.
+
+Exit code 0 only if every check of the audit passed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+audit_app = typer.Typer(
+    help="Look for faults in what protects the data; passing proves nothing.",
+    no_args_is_help=True,
+)
+
+JobArgument = Annotated[str, typer.Argument(help="A job file, or the name of a packaged job.")]
+Parties = Annotated[int | None, typer.Option("-n", help="Number of data parties.")]
+Backend = Annotated[str | None, typer.Option(help="Backend, in place of the job's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a job key.")
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write the report here, as JSON.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@audit_app.command()
+def dp(
+    job: JobArgument = "digits",
+    n: Parties = None,
+    backend: Backend = None,
+    overrides: Overrides = None,
+    canaries: Annotated[int, typer.Option(help="Records that are in or out by a coin.")] = 4000,
+    rounds: Annotated[int, typer.Option(help="Rounds of the audited run.")] = 4,
+    sample_rate: Annotated[
+        float, typer.Option(help="Of the audited run; canaries are seen best without sampling.")
+    ] = 1.0,
+    out: Out = None,
+    as_json: Json = False,
+    debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
+) -> None:
+    """Bound epsilon from below by guessing which canaries were in one real run."""
+    from mpcfl.launch.audit_command import AuditOptions, run_dp_audit
+
+    options = AuditOptions(job, n, backend, tuple(overrides or ()), out, as_json)
+    passed = run_dp_audit(options, canaries=canaries, rounds=rounds, sample_rate=sample_rate)
+    _exit(passed)
+
+
+@audit_app.command()
+def noise(
+    job: JobArgument = "digits",
+    n: Parties = None,
+    backend: Backend = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Json = False,
+    debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
+) -> None:
+    """Check law, size and independence of the noise that a real run adds."""
+    from mpcfl.launch.audit_command import AuditOptions, run_noise_audit
+
+    options = AuditOptions(job, n, backend, tuple(overrides or ()), out, as_json)
+    _exit(run_noise_audit(options))
+
+
+@audit_app.command()
+def masks(
+    job: JobArgument = "digits",
+    n: Parties = None,
+    backend: Backend = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Json = False,
+    debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
+) -> None:
+    """Check that what a backend sends hides what the parties put in."""
+    from mpcfl.launch.audit_command import AuditOptions, run_masks_audit
+
+    options = AuditOptions(job, n, backend, tuple(overrides or ()), out, as_json)
+    _exit(run_masks_audit(options))
+
+
+@audit_app.command()
+def inversion(
+    batch: Annotated[int, typer.Option(help="Records of the attacked party, 1 to 16.")] = 4,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page with the pictures; by default in runs/."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
+) -> None:
+    """Show what a bare update gives away, and that what is sent does not."""
+    from mpcfl.launch.audit_command import run_inversion_audit
+
+    _exit(run_inversion_audit(batch=batch, out=out, as_json=as_json))
+
+
+def _exit(passed: bool) -> None:
+    if not passed:
+        raise typer.Exit(1)

@@ -1,0 +1,172 @@
+"""`mpcfl audit masks`: does what a backend sends hide what a party put in?
+
+The real code of a backend runs in this process over tapped transports, in two sessions of
+several sums, with the same random levels in each and flat vectors in one more, and once
+between two parties alone, where one mask can't hide the faults of another. Checks then look
+at everything that was sent:
+
+* uniform over the ring, bit by bit and byte by byte (`uniformity.py`);
+* the same input never under the same mask, no block of a mask twice (`uniformity.py`);
+* no input in the clear, in whole or in part (`cleartext.py`);
+* session secrets and mask seeds never repeated, of 128 bits or more (`seeds.py`);
+* no coalition that leaves two honest parties holds a party's masks (`collusion.py`);
+* no owner of a Paillier key receives what decrypts to one party's input (`key_owner.py`).
+
+`plain` and `crypten-stock` are there for comparison and fail, as they must. A check that does
+not apply to a backend is named in a note. Passing shows that these attacks fail; it proves
+no security.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from mpcfl.audit.cleartext import check_cleartext, check_correlation, correlation_has_power
+from mpcfl.audit.collusion import check_coalitions, check_keys, crypten_stock_pads, has_pads
+from mpcfl.audit.key_owner import check_key_owners, decrypt_all_received
+from mpcfl.audit.observe import Observation, Subject, flat_levels, observe, uniform_levels
+from mpcfl.audit.seeds import DEFAULT_SEEDS, check_generator_seed, check_key_lengths, check_seeds
+from mpcfl.audit.uniformity import check_repeats, check_reuse, check_uniform
+from mpcfl.audit.verdict import AuditReport, Finding
+from mpcfl.config import Custody
+from mpcfl.errors import ConfigError
+from mpcfl.secagg.base import MAX_MODULUS_BITS, MIN_MODULUS_BITS, BackendFactory, SumSettings
+from mpcfl.secagg.custody import MIN_KEY_BITS, PAILLIER_BACKENDS
+from mpcfl.secagg.registry import load_backend
+
+_SESSIONS = 2
+_STOCK = "crypten-stock"
+_PHE = "phe"
+# One Paillier ciphertext takes about 10 ms; statistics come from their many bytes.
+_DIM, _PAILLIER_DIM = 4096, 32
+_MIN_DIM = 16
+# 2^8 coalitions, each attacked in thousands of ways.
+_MAX_PARTIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MaskProbe:
+    """What the backend is run with.
+
+    Attributes:
+        n_parties: parties that bring levels, 2 to 8; coalitions need 3.
+        dim: length of the vectors; None takes 4096, or 32 for Paillier backends.
+        rounds: sums per session with the same levels, at least 2.
+        modulus_bits: b.
+        key_bits: of a Paillier modulus, where there is one.
+        custody: of a Paillier key, where there is one.
+        seeds: session secrets and mask seeds drawn; below 2^18 a 32-bit seed may stay unseen.
+    """
+
+    n_parties: int = 4
+    dim: int | None = None
+    rounds: int = 2
+    modulus_bits: int = 32
+    key_bits: int = MIN_KEY_BITS
+    custody: Custody = Custody.HOLDER
+    seeds: int = DEFAULT_SEEDS
+
+
+def audit_masks(
+    backend: str, probe: MaskProbe | None = None, *, factory: BackendFactory | None = None
+) -> AuditReport:
+    """Run a backend and look for faults in its masks.
+
+    Args:
+        backend: its registered name.
+        probe: what to run it with.
+        factory: opens sessions in place of the registered one, for tests of the audit itself.
+
+    Returns:
+        The findings; ``report.passed`` is False if any check shows a fault.
+
+    Raises:
+        ConfigError: the probe is out of range.
+        BackendUnavailable: no backend has that name, or a package that it needs is missing.
+        MpcflError: the backend itself fails.
+    """
+    probe = _checked(MaskProbe() if probe is None else probe)
+    dim = probe.dim
+    if dim is None:
+        dim = _PAILLIER_DIM if backend in PAILLIER_BACKENDS else _DIM
+    settings = SumSettings(
+        dim, probe.modulus_bits, probe.key_bits, probe.custody, run_id="audit-masks"
+    )
+    opener = load_backend(backend) if factory is None else factory
+    pads = crypten_stock_pads if backend == _STOCK else None
+    inspect = decrypt_all_received if backend == _PHE else None
+    subject = Subject(backend, opener, settings, pads, inspect)
+    sessions = [_observe_session(subject, probe) for _ in range(_SESSIONS)]
+    sessions_of_two = observe(subject, [flat_levels(dim, 2)])
+    findings, notes = _check_all(subject, probe, sessions, sessions_of_two)
+    run_with = asdict(probe) | {"backend": backend, "dim": dim, "custody": probe.custody.value}
+    return AuditReport(f"the masks of backend {backend}", tuple(findings), run_with, tuple(notes))
+
+
+def _observe_session(subject: Subject, probe: MaskProbe) -> Observation:
+    """Run ``probe.rounds`` sums with one set of levels, then one with flat vectors."""
+    settings = subject.settings
+    levels = tuple(
+        uniform_levels(settings.dim, settings.modulus_bits) for _ in range(probe.n_parties)
+    )
+    flat = flat_levels(settings.dim, probe.n_parties)
+    return observe(subject, [levels] * probe.rounds + [flat])
+
+
+def _check_all(
+    subject: Subject, probe: MaskProbe, sessions: list[Observation], pair: Observation
+) -> tuple[list[Finding], list[str]]:
+    random_sums = range(probe.rounds)
+    flat = probe.rounds
+    findings = [
+        check_uniform("uniform-over-the-ring", sessions, flat),
+        check_uniform("uniform-between-two", [pair], 0),
+        check_reuse(sessions, random_sums),
+        check_repeats(sessions),
+        check_cleartext(sessions, random_sums),
+    ]
+    notes = []
+    if any(session.inner for session in sessions):
+        findings.append(check_repeats(sessions, inner=True))
+    if correlation_has_power(subject.settings.dim):
+        findings.append(check_correlation(sessions[0], random_sums))
+    else:
+        notes.append("no-correlation: the vectors are too short for this check to find anything")
+    for more, why_not in (_check_keys(sessions[0], probe), check_seeds(subject, probe.seeds)):
+        findings += more
+        notes += why_not
+    if subject.name == _STOCK:
+        findings.append(check_generator_seed())
+    return findings, notes
+
+
+def _check_keys(session: Observation, probe: MaskProbe) -> tuple[list[Finding], list[str]]:
+    findings, notes = [], []
+    if session.keys:
+        findings += [check_key_lengths(session), check_keys(session, 0)]
+    if session.inspected:
+        findings.append(check_key_owners(session))
+        notes.append("coalitions: the key's owner with a rank on a ciphertext's way was not tried")
+    elif session.inner:
+        notes.append("coalitions: everything goes under sealed channels, not under masks")
+    elif probe.n_parties < 3:
+        notes.append("coalitions: with two parties each learns the other's input from the sum")
+    elif not has_pads(session):
+        notes.append("coalitions: this backend derives no mask key, so only vectors were combined")
+    if not session.inner and probe.n_parties >= 3:
+        findings.append(check_coalitions(session, 0))
+    return findings, notes
+
+
+def _checked(probe: MaskProbe) -> MaskProbe:
+    ranges = (
+        ("n_parties", probe.n_parties, 2, _MAX_PARTIES),
+        ("dim", _DIM if probe.dim is None else probe.dim, _MIN_DIM, 1 << 20),
+        ("rounds", probe.rounds, 2, 16),
+        ("modulus_bits", probe.modulus_bits, MIN_MODULUS_BITS, MAX_MODULUS_BITS),
+        ("seeds", probe.seeds, 2, 1 << 24),
+    )
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise ConfigError(f"{name} is {value}; the audit of masks takes {low} to {high}")
+    return probe

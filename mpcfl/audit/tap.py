@@ -1,0 +1,159 @@
+"""A tap on a session of secure sums: what every rank sends, and which mask keys it derives.
+
+The auditor stands inside the process and sees more than any adversary: bytes on the wire,
+messages before they are sealed, and the keys of all parties. The code under audit is the real
+one; for as long as `watching` lasts, two methods of `net/channel.py` also note what they did.
+Notes never leave the process; nothing here is for a run with real data.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcfl.net.channel import PairSecrets, SealedTransport
+from mpcfl.net.transport import Transport
+
+# The methods are patched for the whole process, so one session is watched at a time.
+_watching = threading.Lock()
+
+
+class Stage(StrEnum):
+    """Where in its session a rank was when it sent something."""
+
+    OPENING = "opening"
+    PROTECT = "protect"
+    AGGREGATE = "aggregate"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of one rank.
+
+    Attributes:
+        sender: rank that sent it.
+        receivers: ranks that got these bytes, ascending; all others, for a collective.
+        stage: where the sender was.
+        number: of the sum within the session, from 0; -1 while the session opens or closes.
+        payload: what was sent.
+    """
+
+    sender: int
+    receivers: tuple[int, ...]
+    stage: Stage
+    number: int
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class DerivedKey:
+    """One mask key that a rank derived from a pair secret. Secret."""
+
+    rank: int
+    peer: int
+    number: int
+    key: bytes
+
+
+class Recorder:
+    """Collects what all ranks of one session did; each rank says where it is."""
+
+    def __init__(self, n_ranks: int) -> None:
+        self.wire: list[Message] = []
+        self.inner: list[Message] = []
+        self.keys: list[DerivedKey] = []
+        self._others = [tuple(r for r in range(n_ranks) if r != own) for own in range(n_ranks)]
+        self._moments = [(Stage.OPENING, -1)] * n_ranks
+        self._lock = threading.Lock()
+
+    def enter(self, rank: int, stage: Stage, number: int) -> None:
+        """Note that a rank is now in a stage of a sum."""
+        self._moments[rank] = (stage, number)
+
+    def note_collective(self, rank: int, payload: bytes) -> None:
+        """Note what a rank put into a collective: on some network, all others can see it."""
+        stage, number = self._moments[rank]
+        with self._lock:
+            self.wire.append(Message(rank, self._others[rank], stage, number, payload))
+
+    def note_exchange(self, rank: int, outgoing: Mapping[int, bytes], *, sealed: bool) -> None:
+        """Note messages to single ranks; equal bytes to several ranks are one message."""
+        stage, number = self._moments[rank]
+        receivers: dict[bytes, list[int]] = {}
+        for target, payload in outgoing.items():
+            receivers.setdefault(bytes(payload), []).append(target)
+        messages = [
+            Message(rank, tuple(sorted(targets)), stage, number, payload)
+            for payload, targets in receivers.items()
+        ]
+        with self._lock:
+            (self.inner if sealed else self.wire).extend(messages)
+
+    def note_key(self, rank: int, peer: int, key: bytes) -> None:
+        """Note a derived key."""
+        with self._lock:
+            self.keys.append(DerivedKey(rank, peer, self._moments[rank][1], key))
+
+
+class TappedTransport:
+    """A `Transport` that notes what its rank sends and passes everything on."""
+
+    def __init__(self, transport: Transport, recorder: Recorder) -> None:
+        self.rank = transport.rank
+        self.n_ranks = transport.n_ranks
+        self.meter = transport.meter
+        self._transport = transport
+        self._recorder = recorder
+
+    def exchange(self, outgoing: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
+        """See `Transport.exchange`."""
+        self._recorder.note_exchange(self.rank, outgoing, sealed=False)
+        return self._transport.exchange(outgoing, sources)
+
+    def allgather(self, message: bytes) -> list[bytes]:
+        """See `Transport.allgather`."""
+        self._recorder.note_collective(self.rank, bytes(message))
+        return self._transport.allgather(message)
+
+    def allreduce(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """See `Transport.allreduce`; noted is what the first hop of a reduction sends."""
+        self._recorder.note_collective(self.rank, values.tobytes())
+        return self._transport.allreduce(values)
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        self._transport.close()
+
+
+@contextmanager
+def watching(recorder: Recorder) -> Iterator[None]:
+    """Note mask keys and messages before they are sealed, of all ranks in this process."""
+    derive, exchange = PairSecrets.key, SealedTransport.exchange
+
+    def noting_key(self: PairSecrets, peer: int, purpose: str, *context: int | str) -> bytes:
+        key = derive(self, peer, purpose, *context)
+        recorder.note_key(self._rank, peer, key)
+        return key
+
+    def noting_exchange(
+        self: SealedTransport, outgoing: Mapping[int, bytes], sources: Sequence[int]
+    ) -> dict[int, bytes]:
+        recorder.note_exchange(self._transport.rank, outgoing, sealed=True)
+        return exchange(self, outgoing, sources)
+
+    with _watching:
+        PairSecrets.key = noting_key  # type: ignore[method-assign]  # put back below
+        SealedTransport.exchange = noting_exchange  # type: ignore[method-assign]  # as above
+        try:
+            yield
+        finally:
+            PairSecrets.key = derive  # type: ignore[method-assign]
+            SealedTransport.exchange = exchange  # type: ignore[method-assign]
