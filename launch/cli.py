@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from mpcfl import __version__
 from mpcfl.errors import MpcflError
+from mpcfl.launch.audit_cli import audit_app
 
 app = typer.Typer(
     name="mpcfl",
@@ -44,12 +45,25 @@ bench_app = typer.Typer(
 ledger_app = typer.Typer(help="Show or verify a party's privacy ledger.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(audit_app, name="audit")
 
 JobArgument = Annotated[str, typer.Argument(help="A job file, or the name of a packaged job.")]
 Parties = Annotated[int | None, typer.Option("-n", help="Number of data parties.")]
 Backend = Annotated[str | None, typer.Option(help="Backend, in place of the job's.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a job key.")
+]
+OptionalJob = Annotated[
+    str | None,
+    typer.Argument(help="A job file, or the name of a packaged job; not needed with --resume."),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Continue the run in this folder after its last checkpoint. What was spent stays "
+        "spent; a finished run is left as it is, with exit code 0.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="A new or empty folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
@@ -59,20 +73,22 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Allow comparison bac
 
 @app.command()
 def run(
-    job: JobArgument,
+    job: OptionalJob = None,
     n: Parties = None,
     backend: Backend = None,
     overrides: Overrides = None,
     out: Out = None,
+    resume: Resume = None,
     insecure: Insecure = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a job, one process per party under mpirun."""
+    """Run a job, or continue one, with one process per party under mpirun."""
     from mpcfl.launch.run_command import RunOptions
     from mpcfl.launch.run_command import run as run_job
 
-    run_job(RunOptions(job, n, backend, tuple(overrides or ()), out, insecure, as_json, debug))
+    changes = tuple(overrides or ())
+    run_job(RunOptions(job, n, backend, changes, out, insecure, as_json, debug, resume))
 
 
 @app.command()
@@ -137,7 +153,7 @@ def show(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print what a ledger holds and what it adds up to."""
+    """Print rounds, attempts and epsilon of a ledger, and who remembers it."""
     from mpcfl.launch.ledger_command import show_ledger
 
     show_ledger(file, as_json=as_json)
@@ -149,7 +165,7 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check a ledger's chain; unresolved charges count as spent."""
+    """Check a ledger's chain, and that it goes on from every signed head in its folder."""
     from mpcfl.launch.ledger_command import show_ledger
 
     show_ledger(file, as_json=as_json)

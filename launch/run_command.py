@@ -11,12 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpcfl.config import Job, load_job
+from mpcfl.config import Job
 from mpcfl.errors import MpcflError, PartyLost
 from mpcfl.launch.jobs import find_job
 from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome, compose, supervise
-from mpcfl.parties.events import Event, Failed, from_json
+from mpcfl.parties.events import Ended, Event, Failed, from_json
+from mpcfl.parties.resume import Request
 from mpcfl.parties.rules import check_job
 from mpcfl.report.run_folder import fresh_run_path, require_vacant
 
@@ -25,7 +26,7 @@ from mpcfl.report.run_folder import fresh_run_path, require_vacant
 class RunOptions:
     """What `mpcfl run` was asked for; `None` leaves it to the job file."""
 
-    job: str
+    job: str | None
     parties: int | None = None
     backend: str | None = None
     overrides: tuple[str, ...] = ()
@@ -33,15 +34,23 @@ class RunOptions:
     insecure: bool = False
     as_json: bool = False
     debug: bool = False
+    resume: Path | None = None
 
     def all_overrides(self) -> list[str]:
         """Return the ``--set`` options, ``--backend`` included."""
         backend = [] if self.backend is None else [f'aggregation.backend="{self.backend}"']
         return [*self.overrides, *backend]
 
+    def job_file(self) -> Path | None:
+        """Return the path of the job file, if a job was named."""
+        return None if self.job is None else find_job(self.job)
+
     def load(self) -> Job:
-        """Read the job as these options change it."""
-        return load_job(find_job(self.job), self.all_overrides(), self.parties)
+        """Read the job as these options change it, or that of the run to be resumed."""
+        request = Request(
+            self.job_file(), self.all_overrides(), self.parties, self.resume, self.out
+        )
+        return request.load()
 
 
 def run(options: RunOptions) -> None:
@@ -54,13 +63,14 @@ def run(options: RunOptions) -> None:
     console = Console(stderr=options.as_json)
     job = options.load()
     check_job(job, options.insecure)
-    out = options.out or fresh_run_path(job.task)
-    require_vacant(out)
+    out = options.resume or options.out or fresh_run_path(job.task)
+    if options.resume is None:
+        require_vacant(out)
     console.print(f"output: {out}", highlight=False, soft_wrap=True)
     command = compose(job.n_ranks, _program(options, out))
     console.print(shlex.join(command), highlight=False, markup=False, soft_wrap=True)
     failures: list[Failed] = []
-    failed = threading.Event()
+    failed, ended = threading.Event(), threading.Event()
     with live_view(console) as show:
 
         def on_line(line: str) -> None:
@@ -72,17 +82,21 @@ def run(options: RunOptions) -> None:
                 failed.set()
             else:
                 show(event)
+                if isinstance(event, Ended):
+                    ended.set()
 
         outcome = supervise(command, on_line, failed=failed)
     if options.debug and outcome.exit_code:
         sys.stderr.write("\n".join(outcome.stderr_tail) + "\n")
-    _raise_failure(outcome, failures)
+    _raise_failure(outcome, failures, out, ended=ended.is_set())
     if options.as_json:
         sys.stdout.write((out / "run.json").read_text(encoding="utf-8"))
 
 
 def _program(options: RunOptions, out: Path) -> list[str]:
-    program = ["-m", "mpcfl.parties", str(find_job(options.job)), "--out", str(out)]
+    job_file = options.job_file()
+    program = ["-m", "mpcfl.parties", *([] if job_file is None else [str(job_file)])]
+    program += ["--out" if options.resume is None else "--resume", str(out)]
     if options.parties is not None:
         program += ["-n", str(options.parties)]
     for override in options.all_overrides():
@@ -98,11 +112,13 @@ def _parse(line: str) -> Event | None:
         return None
 
 
-def _raise_failure(outcome: Outcome, failures: list[Failed]) -> None:
+def _raise_failure(outcome: Outcome, failures: list[Failed], out: Path, *, ended: bool) -> None:
+    """Raise what went wrong; mpirun's word is not enough, it ends well if all ranks are killed."""
     if failures:
         raise MpcflError(failures[0].message)
-    if outcome.exit_code:
+    if outcome.exit_code or not ended:
         raise PartyLost(
             f"the run ended with exit code {outcome.exit_code} and no reason given; add --debug "
-            "to see what MPI and the parties wrote"
+            "to see what MPI and the parties wrote, and continue it with: mpcfl run --resume "
+            f"{out}"
         )

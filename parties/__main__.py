@@ -90,10 +90,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mpcfl.parties",
         description="Run one rank of a job; start it with mpirun, one rank per party.",
     )
-    parser.add_argument("job", type=Path, help="the job file")
+    parser.add_argument(
+        "job", type=Path, nargs="?", help="the job file; may be left out with --resume"
+    )
     parser.add_argument("-n", dest="parties", type=int, help="number of data parties")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="a new or empty folder for the results")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="continue the run in this folder after its last checkpoint; what was spent stays "
+        "spent, and a finished run is left as it is",
+    )
     parser.add_argument("--insecure", action="store_true", help="allow comparison backends")
     parser.add_argument("--events", action="store_true", help="tell events as lines of JSON")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

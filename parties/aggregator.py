@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpcfl.net.roster import check_in, first_objection
+from mpcfl.net.roster import agree_to_go_on, check_in
 from mpcfl.net.transport import Transport
 from mpcfl.parties.data_party import total_traffic, traffic_so_far
 from mpcfl.secagg.base import SecureSum
@@ -11,7 +11,7 @@ from mpcfl.secagg.base import SecureSum
 def run_aggregator(rounds: int, secure: SecureSum, transport: Transport) -> None:
     """Serve every round until the last, or until a data party has a reason to stop."""
     for _ in range(rounds):
-        if first_objection(transport, None) is not None:
+        if agree_to_go_on(transport, None)[0] is not None:
             return
         before = traffic_so_far(transport)
         secure.open(secure.aggregate(secure.protect(None)))

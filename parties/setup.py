@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
 from mpcfl.config import Job, Unit
+from mpcfl.dp.heads import SeenHeads
 from mpcfl.dp.ledger import Budget, Ledger
 from mpcfl.dp.plan import View
-from mpcfl.errors import ConfigError
-from mpcfl.report.run_folder import RunFolder
-from mpcfl.round import PartyData, PublicState, public_state
+from mpcfl.errors import ConfigError, MpcflError
+from mpcfl.round import PartyData, PublicState, party_data, public_state
 from mpcfl.secagg.base import BackendFactory
 from mpcfl.secagg.registry import INSECURE_BACKENDS, load_backend
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -25,6 +30,10 @@ class Rank:
         ledger: None at an aggregator and where the job asks for no privacy.
         view: who the ledger charges for: the planned coalition, or, where a comparison backend
             shows every party's noised input, somebody who has only its own noise against him.
+        seen: what this party remembers of all ledgers; None where it has no ledger.
+        resumed: the run goes on in the folder of one that was stopped.
+        first_round: the round to begin with.
+        attempts: number of the next attempt, by round, equal at all parties; 0 where none is named.
     """
 
     public: PublicState
@@ -32,6 +41,19 @@ class Rank:
     party: PartyData | None
     ledger: Ledger | None = None
     view: View = View.COALITION
+    seen: SeenHeads | None = None
+    resumed: bool = False
+    first_round: int = 0
+    attempts: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def keeps_ledger(self) -> bool:
+        """True where there are records to protect, and a budget to protect them by."""
+        return self.party is not None and self.budget is not None
+
+    def attempt_of(self, round_id: int) -> int:
+        """Return the number of this process' attempt at a round."""
+        return self.attempts.get(round_id, 0)
 
     @property
     def budget(self) -> Budget | None:
@@ -57,7 +79,7 @@ def make_rank(job: Job, rank: int) -> Rank:
     _check_records(job.task, records, public.task.test_data())
     exposed = job.aggregation.backend in INSECURE_BACKENDS
     view = View.OWN_SHARE if exposed else View.COALITION
-    return Rank(public, open_backend, PartyData(records), view=view)
+    return Rank(public, open_backend, party_data(public, rank, records), view=view)
 
 
 def _check_records(
@@ -81,25 +103,15 @@ def _check_records(
             )
 
 
-def open_ledger(rank: Rank, number: int, folder: RunFolder) -> Ledger | None:
-    """Open the privacy ledger of rank ``number``; None at an aggregator and without privacy.
-
-    Raises:
-        ConfigError: the folder can't be written.
-        LedgerError: there is a ledger, and it is damaged or not this party's.
-    """
-    job, budget = rank.public.job, rank.budget
-    if rank.party is None or budget is None:
-        return None
+def attempt(make: Callable[[], T], debug: bool = False) -> tuple[T | None, MpcflError | None]:
+    """Return what ``make`` returns, or its error in a form that all ranks may see."""
     try:
-        path = folder.ledger_jsonl(number)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder.path}: can't make the ledger folder: {error.strerror}; choose another --out"
-        ) from None
-    return Ledger.open(
-        path,
-        identity=f"{job.task}/{job.parties.all_names()[number]}",
-        budget=budget,
-        accountant=job.privacy.accountant,
-    )
+        return make(), None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a task is foreign code
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, MpcflError):
+            return None, error
+        # Its text may hold data of this party.
+        name = type(error).__name__
+        return None, ConfigError(f"the task or its data failed with {name}; --debug shows where")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcfl.config import Unit
-from mpcfl.dp.accountant import Releases, accountant_kind, composed_epsilon
+from mpcfl.dp.accountant import Mechanism, Releases, accountant_kind, composed_epsilon
 from mpcfl.dp.chain import Entry
 from mpcfl.dp.charge import Budget, Charge
 from mpcfl.errors import LedgerError
@@ -17,15 +17,28 @@ from mpcfl.errors import LedgerError
 _FREE_EVENT = re.compile(rb'\{"schema":\d+,"sequence":\d+,"kind":"(open|commit|abandon)"')
 
 
+# Noise multiplier, sample rate and mechanism: equal releases are composed together.
+_Kind = tuple[float, float, str]
+
+
 class Account:
-    """The state that the entries of a chain add up to."""
+    """The state that the entries of a chain add up to.
+
+    Attributes:
+        header: what the first line states, and the public key if a later one adds it.
+        spent: how many releases of each kind.
+        pending: reserves that are not resolved, by their place, and whether each was opened.
+        charges: attempts that were charged, unfinished lines included.
+        next_attempts: by round, the number of its next attempt.
+    """
 
     def __init__(self) -> None:
         self.header: dict[str, Any] = {}
-        self.spent: Counter[tuple[float, float]] = Counter()
+        self.spent: Counter[_Kind] = Counter()
         self.pending: dict[int, tuple[Charge, bool]] = {}
         self.last_charge: Charge | None = None
-        self.attempts: Counter[int] = Counter()
+        self.charges = 0
+        self.next_attempts: dict[int, int] = {}
         # Unfinished lines before the first reserve: each will be charged as a copy of it.
         self.owed = 0
 
@@ -41,7 +54,9 @@ class Account:
         body = entry.body
         match entry.kind:
             case "header":
-                self.header = body
+                self.header = dict(body)
+            case "key":
+                self._introduce(body["public_key"])
             case "reserve":
                 self._reserve(entry.sequence, _charge_from(body["charge"]))
             case "open":
@@ -56,29 +71,41 @@ class Account:
             case "torn":
                 if body["charge"] is not None:
                     self._spend(_charge_from(body["charge"]), 1)
+                    self.charges += 1
                 elif body.get("owed", True):
                     self.owed += 1
             case _:
                 raise ValueError(f"{entry.kind!r} is not a kind of entry")
 
+    def _introduce(self, public_key: str) -> None:
+        """Give a key to a ledger that was begun without one."""
+        if self.header.get("public_key") is not None:
+            raise ValueError("a ledger has one key")
+        self.header["public_key"] = public_key
+
     def _reserve(self, sequence: int, charge: Charge) -> None:
         self.pending[sequence] = (charge, False)
         self.last_charge = charge
-        self.attempts[charge.round_id] += 1
+        known = self.next_attempts.get(charge.round_id, 0)
+        self.next_attempts[charge.round_id] = max(known, charge.attempt + 1)
         self._spend(charge, 1 + self.owed)
+        self.charges += 1 + self.owed
         self.owed = 0
 
     def _commit(self, planned: Charge, opened: bool, realised: dict[str, Any] | None) -> None:
         if not opened:
             raise ValueError("a commit without an open")
-        # Under sampling the planned worst case stands; else the mean of unequal releases is
-        # exact (Gaussian DP), so what was really released replaces it.
-        if realised is not None and planned.sample_rate == 1.0:
+        # The planned worst case stands, except that unequal Gaussian releases without sampling
+        # compose exactly (Gaussian DP): there, what was really released replaces it.
+        if realised is not None and _is_exact(planned):
+            charge = _charge_from(realised)
+            if not _is_exact(charge):
+                raise ValueError("what was realised is of another kind than what was reserved")
             self._spend(planned, -1)
-            self._spend(_charge_from(realised), 1)
+            self._spend(charge, 1)
 
     def _spend(self, charge: Charge, count: int) -> None:
-        self.spent[charge.noise_multiplier, charge.sample_rate] += count
+        self.spent[_kind(charge)] += count * charge.times
 
     def may_be_reserve(self, torn: bytes) -> bool:
         """Tell whether an unfinished line may have been a reserve, pending ones or not.
@@ -99,9 +126,18 @@ class Account:
         if budget is None:
             return 0.0
         counts = self.spent.copy()
-        counts.update((charge.noise_multiplier, charge.sample_rate) for charge in more)
-        releases = [Releases(z, rate, count) for (z, rate), count in sorted(counts.items())]
+        for charge in more:
+            counts[_kind(charge)] += charge.times
+        releases = [Releases(z, q, count, of) for (z, q, of), count in sorted(counts.items())]
         return composed_epsilon(releases, budget.delta, accountant_kind(self.header["accountant"]))
+
+
+def _kind(charge: Charge) -> _Kind:
+    return charge.noise_multiplier, charge.sample_rate, str(charge.mechanism)
+
+
+def _is_exact(charge: Charge) -> bool:
+    return charge.sample_rate == 1.0 and charge.mechanism == Mechanism.DISCRETE_GAUSSIAN
 
 
 def _charge_from(body: dict[str, Any]) -> Charge:

@@ -101,12 +101,12 @@ class ChainFile:
 
     __slots__ = ("_descriptor", "_process_id", "entries", "path", "torn")
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file with mode 0600, lock it, and check it."""
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open, or with ``create`` make, the file with mode 0600, lock it, and check it."""
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self._descriptor = os.open(path, flags, 0o600)
+            self._descriptor = os.open(path, flags | (os.O_CREAT if create else 0), 0o600)
         except OSError as error:
             raise LedgerError(f"{path}: can't open the ledger: {error.strerror}") from None
         self._process_id = os.getpid()
@@ -166,7 +166,7 @@ class ChainFile:
             written = os.write(self._descriptor, line)
             os.fsync(self._descriptor)
             if self.head[0] == 0:
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
         except OSError as error:
             self.close()
             raise LedgerError(f"{self.path}: can't write: {error.strerror}") from None
@@ -181,10 +181,27 @@ class ChainFile:
             self._descriptor = -1
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a new file's name durable, not only its content."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give a file new content for its owner's eyes; a crash leaves the old one or the new one.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o600), "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -1,8 +1,9 @@
-"""What one release costs, as data: the lines of a ledger, and the budget they are held against.
+"""What one attempt costs, as data: the lines of a ledger, and the budget they are held against.
 
 Under sampling an attempt is charged as the planned worst case; without, the realised noise is
-known when the sum is opened and can replace it. A backend that shows the parties' noised inputs
-is charged in the view "own-share": a party's own noise is then all that protects it.
+known when the sum is opened and can replace it, if it is Gaussian. A backend that shows the
+parties' noised inputs is charged in the view "own-share": a party's own noise is then all that
+protects it. Where the noise is added inside each party, every local step is a release.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from mpcfl.config import Unit
+from mpcfl.dp.accountant import Mechanism
 from mpcfl.dp.noise_plan import NoisePlan, View
 from mpcfl.errors import LedgerError
 
@@ -25,7 +27,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One release, as it is accounted.
+    """The releases of one attempt, as they are accounted.
 
     Attributes:
         round_id: aggregation of the run.
@@ -36,6 +38,8 @@ class Charge:
         contributors: parties in the sum.
         purpose: what is released, for example ``"update"``.
         plan_fingerprint: of the noise plan.
+        times: how many equal releases the attempt makes.
+        mechanism: the kind of noise; a `Mechanism`.
     """
 
     round_id: int
@@ -46,6 +50,8 @@ class Charge:
     contributors: int
     purpose: str
     plan_fingerprint: str
+    times: int = 1
+    mechanism: str = Mechanism.DISCRETE_GAUSSIAN.value
 
     def __post_init__(self) -> None:
         """Refuse a charge that could not be composed."""
@@ -53,6 +59,10 @@ class Charge:
             raise LedgerError(
                 "a charge needs a noise multiplier above 0 and a sample rate in (0, 1]"
             )
+        if type(self.times) is not int or self.times < 1:
+            raise LedgerError("a charge is of a whole number of releases, at least one")
+        if self.mechanism not in set(Mechanism):
+            raise LedgerError(f"a charge can't be of the mechanism {self.mechanism!r}")
 
 
 def planned_charge(
@@ -75,8 +85,11 @@ def realised_charge(
 ) -> Charge:
     """Return what to commit when ``contributors`` parties were in the opened sum.
 
-    ``view`` must be the one of the reserve.
+    ``view`` must be the one of the reserve. Noise that every party adds for itself is the same
+    whoever takes part.
     """
+    if plan.is_local:
+        return reserved
     return _charge(plan, (reserved.round_id, reserved.attempt), contributors, view)
 
 
@@ -90,4 +103,6 @@ def _charge(plan: NoisePlan, attempt_id: tuple[int, int], contributors: int, vie
         contributors=contributors,
         purpose="update",
         plan_fingerprint=plan.fingerprint(),
+        times=plan.releases_per_round,
+        mechanism=str(plan.mechanism),
     )

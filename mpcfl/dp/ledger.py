@@ -5,11 +5,15 @@ is known, *commit* when it is used; *abandon* if it failed. A reserve counts as 
 whatever became of its attempt: a party that died may have opened the sum. The ledger holds
 events, not epsilons, so that epsilon is always the composition of everything, under today's
 accountant. It is never rewound and holds no secret: no noise, update, count or metric.
+
+A ledger that was cut still verifies by itself; signed heads (`heads.py`), which others keep,
+tell. What is missing, changed or contradicted by any of them is refused, never mended.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +21,11 @@ from typing import Any, Self
 
 from mpcfl.dp.account import Account, replayed
 from mpcfl.dp.accountant import AccountantKind, accountant_kind
-from mpcfl.dp.chain import ChainFile, Torn, read_chain
+from mpcfl.dp.chain import ChainFile, Torn
 from mpcfl.dp.charge import Budget, Charge, planned_charge, realised_charge
+from mpcfl.dp.heads import ChainState, Claim, SeenHeads, SignedHead, heads_path
+from mpcfl.dp.ledger_key import LedgerKey, key_path
+from mpcfl.dp.ledger_report import LedgerReport, SeenBy, verify_ledger
 from mpcfl.errors import BudgetExceeded, LedgerError, OutOfOrder
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "Charge",
     "Ledger",
     "LedgerReport",
+    "SeenBy",
     "Token",
     "planned_charge",
     "realised_charge",
@@ -40,36 +48,13 @@ class Token:
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerReport:
-    """What a ledger says about itself.
-
-    Attributes:
-        entries: finished lines.
-        unresolved: reserves without commit or abandon; they count as spent.
-        torn_last_line: a crash left an unfinished line; counted as one more of the last reserve,
-            unless it can't have been one. Before the first reserve it is counted with that one.
-        epsilon: spent so far, rounded up.
-        identity: of the data set and party.
-        budget: total budget, if there is one.
-        accountant: the theorems in use.
-    """
-
-    entries: int
-    unresolved: int
-    torn_last_line: bool
-    epsilon: float
-    identity: str
-    budget: Budget | None
-    accountant: AccountantKind
-
-
 class Ledger:
     """One party's ledger, open and locked. Use `Ledger.open`; close it or use ``with``."""
 
     def __init__(self, chain: ChainFile, account: Account) -> None:
         self._chain = chain
         self._account = account
+        self._key: LedgerKey | None = None
 
     @classmethod
     def open(
@@ -79,6 +64,7 @@ class Ledger:
         identity: str,
         budget: Budget | None,
         accountant: AccountantKind | str = AccountantKind.PLD,
+        claims: Sequence[Claim] | None = None,
     ) -> Self:
         """Open a ledger, or make a new one.
 
@@ -87,39 +73,64 @@ class Ledger:
             identity: of the party and its data set; a ledger of another one is refused.
             budget: total budget; None for a run without privacy, which reserves nothing.
             accountant: the theorems in use; can't be changed later.
+            claims: what the peers remember of this ledger, which must then be there and go on
+                from all of it; None where nobody was asked.
 
         Raises:
-            LedgerError: damaged, locked, or of another identity, budget or accountant.
+            LedgerError: damaged, cut, missing, locked, without its key, or of another identity,
+                budget or accountant. The file is then as it was.
         """
         header = {
             "identity": identity,
             "budget": None if budget is None else asdict(budget),
             "accountant": accountant_kind(accountant).value,
         }
-        chain = ChainFile(Path(path))
+        path = Path(path)
+        _require_file(path, claims)
+        chain = ChainFile(path, create=claims is None)
         try:
-            account = replayed(chain.entries, chain.path)
-            ledger = cls(chain, account)
+            ledger = cls(chain, replayed(chain.entries, chain.path))
+            ledger._check(header, claims)
             ledger._recover(header)
         except BaseException:  # the lock is released whatever went wrong, then passed on
             chain.close()
             raise
         return ledger
 
-    def _recover(self, header: dict[str, Any]) -> None:
-        """Write the header of a new ledger, or check an old one, and mend an unfinished line."""
-        torn = self._chain.torn
-        known = self._account.header
-        for key in known:
-            if known[key] != header[key]:
+    def _check(self, header: Mapping[str, Any], claims: Sequence[Claim] | None) -> None:
+        """Compare a ledger with this run, its key, and what anybody remembers of it."""
+        path, known = self._chain.path, self._account.header
+        if not known and claims is not None:
+            raise LedgerError(f"{path}: the ledger is empty; restore it from a copy")
+        for key, value in header.items() if known else ():
+            if known[key] != value:
                 raise LedgerError(
-                    f"{self._chain.path}: this ledger has {key} {known[key]!r}, the run "
-                    f"{header[key]!r}; use the ledger of this run's data set"
+                    f"{path}: this ledger has {key} {known[key]!r}, the run {value!r}; use the "
+                    "ledger of this run's data set"
                 )
+        public_key = known.get("public_key")
+        if public_key is not None or key_path(path).exists():
+            self._key = LedgerKey.load(key_path(path))
+        if self._key is not None and public_key not in {None, self._key.public_key}:
+            raise LedgerError(
+                f"{key_path(path)}: this is the key of another ledger; restore the one that "
+                "belongs to it from a copy"
+            )
+        state = ChainState(path, public_key, [entry.hash for entry in self._chain.entries])
+        state.require([*_own_claims(path, header["identity"]), *(claims or ())])
+
+    def _recover(self, header: dict[str, Any]) -> None:
+        """Mend an unfinished line; give a key, and a new ledger its header."""
+        torn = self._chain.torn
         torn_body = None if torn is None else _torn_body(torn, self._account)
+        if self._key is None:
+            self._key = LedgerKey.make(key_path(self._chain.path))
         self._chain.drop_torn()
-        if not known:
-            self._append("header", header)
+        public_key = {"public_key": self._key.public_key}
+        if not self._account.header:
+            self._append("header", {**header, **public_key})
+        elif "public_key" not in self._account.header:
+            self._append("key", public_key)
         if torn_body is not None:
             self._append("torn", torn_body)
 
@@ -158,8 +169,9 @@ class Ledger:
 
         Args:
             token: of the reserve.
-            realised: what was really released, `realised_charge`. Without sampling it replaces
-                the planned charge; with sampling it is only recorded.
+            realised: what was really released, `realised_charge`. It replaces the planned
+                charge where the noise is Gaussian and nothing is sampled; else it is only
+                recorded.
 
         Raises:
             OutOfOrder: the attempt was not opened, or is over.
@@ -167,8 +179,11 @@ class Ledger:
         charge, opened = self._pending(token)
         if not opened:
             raise OutOfOrder("an attempt must be opened before it is committed")
-        if realised is not None and realised.sample_rate != charge.sample_rate:
-            raise LedgerError("the realised charge has another sample rate than the reserve")
+        if realised is not None and _kind(realised) != _kind(charge):
+            raise LedgerError(
+                "the realised charge has another sample rate, mechanism or number of releases "
+                "than the reserve"
+            )
         body = None if realised is None else asdict(realised)
         self._append("commit", {"reserve": token.sequence, "realised": body})
 
@@ -187,16 +202,29 @@ class Ledger:
         return self._account.epsilon()
 
     def next_attempt(self, round_id: int) -> int:
-        """Return the attempt number that a retry of this round must use."""
-        return self._account.attempts[round_id]
+        """Return one more than the largest attempt of this round, or 0 if there is none."""
+        return self._account.next_attempts.get(round_id, 0)
+
+    @property
+    def next_attempts(self) -> Mapping[int, int]:
+        """Return `next_attempt` of every round that was reserved."""
+        return dict(self._account.next_attempts)
+
+    @property
+    def charges(self) -> int:
+        """Return how many attempts were charged, whatever became of them."""
+        return self._account.charges
 
     @property
     def head(self) -> tuple[int, str]:
-        """Return (length, hash of the last entry); who remembers it notices a cut.
-
-        No peer remembers it in this version.
-        """
+        """Return (length, hash of the last entry); who remembers it notices a cut."""
         return self._chain.head
+
+    def signed_head(self) -> SignedHead:
+        """Return the head in this party's own words, for others to remember."""
+        if self._key is None:
+            raise ValueError("use Ledger.open")
+        return self._key.sign(self._account.header["identity"], self.head)
 
     def close(self) -> None:
         """Release the lock; harmless if called twice."""
@@ -214,6 +242,26 @@ class Ledger:
         self.close()
 
 
+def _require_file(path: Path, claims: Sequence[Claim] | None) -> None:
+    """Refuse to begin a new ledger where there was one."""
+    leftovers = (key_path(path), heads_path(path))
+    if not path.exists() and (claims is not None or any(file.exists() for file in leftovers)):
+        raise LedgerError(
+            f"{path}: the ledger is missing; restore it from a copy; what was spent stays spent"
+        )
+
+
+def _own_claims(path: Path, identity: str) -> list[Claim]:
+    """Return what this party itself remembers of its ledger."""
+    file = heads_path(path)
+    head = SeenHeads.load(file).of(identity) if file.exists() else None
+    return [] if head is None else [Claim(file.name, head)]
+
+
+def _kind(charge: Charge) -> tuple[float, str, int]:
+    return charge.sample_rate, charge.mechanism, charge.times
+
+
 def _torn_body(torn: Torn, account: Account) -> dict[str, Any]:
     charged = account.may_be_reserve(torn.content)
     last = account.last_charge
@@ -223,32 +271,3 @@ def _torn_body(torn: Torn, account: Account) -> dict[str, Any]:
         "charge": asdict(last) if charged and last is not None else None,
         "owed": charged and last is None,
     }
-
-
-def verify_ledger(path: Path | str) -> LedgerReport:
-    """Check a ledger without changing or locking it.
-
-    Unresolved reserves and one unfinished last line are reported and counted as spent.
-
-    Raises:
-        LedgerError: the file can't be read, or the chain is not intact; names file, line, reason.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LedgerError(f"{path}: can't read the ledger: {error.strerror}") from None
-    entries, torn = read_chain(content, path)
-    if not entries and torn is None:
-        raise LedgerError(f"{path}: the file is empty, so it is not a ledger")
-    account = replayed(entries, path)
-    more = account.last_charge if torn and account.may_be_reserve(torn.content) else None
-    return LedgerReport(
-        entries=len(entries),
-        unresolved=len(account.pending),
-        torn_last_line=torn is not None,
-        epsilon=account.epsilon(*([] if more is None else [more])),
-        identity=account.header.get("identity", ""),
-        budget=account.budget,
-        accountant=accountant_kind(account.header.get("accountant", "pld")),
-    )

@@ -20,6 +20,7 @@ _REMEDIES = {
     "job": "give every party the same job file and the same --set options",
     "plan": "install the same versions of mpcfl and dp-accounting everywhere",
     "model": "use the same task code and the same version of torch everywhere",
+    "checkpoint": "give every party the same copy of the run's folder",
 }
 
 
@@ -64,10 +65,23 @@ def agree_run_id(transport: Transport) -> str:
     return hashlib.sha256(domain_tag("run-id") + b"".join(nonces)).hexdigest()[:32]
 
 
-def first_objection(transport: Transport, objection: str | None) -> str | None:
-    """Ask all ranks whether to go on; return the objection of the lowest rank that has one."""
-    spoken = transport.allgather((objection or "").encode())
-    return next((text.decode() for text in spoken if text), None)
+def agree_to_go_on(
+    transport: Transport, objection: str | None, statement: str = ""
+) -> tuple[str | None, list[str]]:
+    """Ask all ranks whether to go on, and hear what each has to state before it does.
+
+    Args:
+        transport: joins all ranks, which call this together.
+        objection: why this rank does not want to go on, if so.
+        statement: public; what the others should know either way.
+
+    Returns:
+        The objection of the lowest rank that has one, and every rank's statement.
+    """
+    message = json.dumps({"objection": objection, "statement": statement}).encode()
+    spoken = [json.loads(text) for text in transport.allgather(message)]
+    objections = (words["objection"] for words in spoken if words["objection"] is not None)
+    return next(objections, None), [words["statement"] for words in spoken]
 
 
 def _blame(statements: Sequence[Mapping[str, str]], names: Sequence[str], rank: int) -> str:

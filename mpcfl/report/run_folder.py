@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mpcfl.config import Job, parse_job
 from mpcfl.errors import ConfigError
 from mpcfl.report.atomic import open_atomically
 
@@ -40,6 +44,30 @@ class RunFolder:
         """The page for people."""
         return self.path / "report.html"
 
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the last checkpoint, and of what is known of the rounds before it."""
+        return self.path / "checkpoint"
+
+    @property
+    def rounds_jsonl(self) -> Path:
+        """The `RoundRecord` of every round, as soon as it is over."""
+        return self.checkpoint / "rounds.jsonl"
+
+    def read_job(self) -> Job:
+        """Return the job of this run.
+
+        Raises:
+            ConfigError: it can't be read, or is none.
+        """
+        try:
+            document = json.loads(self.job_json.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{self.job_json}: can't read the job: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(f"{self.job_json}: not a JSON file: {error}") from None
+        return parse_job(document, str(self.job_json))
+
     def ledger_jsonl(self, party: int) -> Path:
         """Return the privacy ledger of a party; its folder is made at the first call."""
         path = self.path / "ledger" / f"party-{party}.jsonl"
@@ -52,6 +80,58 @@ class RunFolder:
 
         with open_atomically(self.model_pt) as stream:
             torch.save(dict(state_dict), stream)
+
+
+class RunLock:
+    """Keeps other runs out of a folder as long as this process lives, or until `close`."""
+
+    __slots__ = ("_descriptor",)
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Take the lock; `job.json`, which every run has and none rewrites, carries it.
+
+        Raises:
+            ConfigError: another process has it, or there is no run.
+        """
+        try:
+            self._descriptor = os.open(folder.job_json, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError(f"{folder.job_json}: can't open it: {error.strerror}") from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise ConfigError(
+                f"the run in {folder.path} is still going; wait until it ends, or end it"
+            ) from None
+
+    def close(self) -> None:
+        """Let others in; harmless if called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def require_resumable(path: Path) -> RunFolder:
+    """Return the folder of a run that can be continued; changes nothing.
+
+    Raises:
+        ConfigError: there is no run, no checkpoint, or the run is still going.
+    """
+    folder = RunFolder(path)
+    if not folder.job_json.is_file():
+        raise ConfigError(
+            f"{path} holds no run to resume (there is no {folder.job_json.name}); name the folder "
+            "that a run printed as its output"
+        )
+    RunLock(folder).close()
+    if not folder.checkpoint.is_dir():
+        raise ConfigError(
+            f"the run in {path} has no checkpoint: it was stopped before its first round began, or "
+            "by a version of mpcfl that wrote none; start the job again with a new --out (what "
+            "its ledgers say is spent)"
+        )
+    return folder
 
 
 def fresh_run_path(task: str) -> Path:

@@ -7,7 +7,8 @@ value of a single party but wall-clock seconds and bytes of the whole round.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -53,7 +54,12 @@ class PrivacyRecord:
 class RoundRecord:
     """One attempt at one round.
 
+    A run that was killed between a round and its record leaves a round whose seconds are empty
+    and whose bytes are 0: nobody counted them.
+
     Attributes:
+        attempt: 0, or how many times the round had to be tried again after a stop; the ledgers
+            count, so it is 0 where there is no privacy.
         parties: names of the live parties.
         epsilon: spent so far, this round included.
         accuracy: on public test data.
@@ -140,6 +146,39 @@ class RunRecord:
         return record
 
 
+def append_round(path: Path, record: RoundRecord) -> None:
+    """Add a round to the file of rounds; it is on the disk when this returns."""
+    with path.open("ab") as stream:
+        stream.write(_ROUND_ADAPTER.dump_json(record) + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_rounds(path: Path, records: Iterable[RoundRecord]) -> None:
+    """Write the file of rounds anew, or leave the old file as it was."""
+    lines = [_ROUND_ADAPTER.dump_json(record).decode() + "\n" for record in records]
+    write_atomically(path, "".join(lines))
+
+
+def read_rounds(path: Path, last: int) -> list[RoundRecord]:
+    """Read the rounds up to ``last``, from 1; a missing file is none, a torn last line is not read.
+
+    Raises:
+        ConfigError: the file can't be read, or holds something else.
+    """
+    text = _read(path) if path.exists() else ""
+    records = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            record: RoundRecord = _ROUND_ADAPTER.validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ConfigError(f"{path}: line {number}: {first['msg']}; remove the file") from None
+        if record.round <= last:
+            records.append(record)
+    return records
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -148,3 +187,4 @@ def _read(path: Path) -> str:
 
 
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(RunRecord)
+_ROUND_ADAPTER: TypeAdapter[Any] = TypeAdapter(RoundRecord)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mpcfl.config import Placement
 from mpcfl.dp import (
     Budget,
     Charge,
@@ -123,7 +124,8 @@ def test_a_run_that_shows_single_inputs_is_charged_with_a_partys_own_share(
     bare = planned_charge(plan, 3, 1, view="own-share")
     assert behind.noise_multiplier == plan.multiplier()
     assert bare.noise_multiplier == plan.multiplier(view="own-share") < behind.noise_multiplier
-    assert bare.noise_multiplier == math.sqrt(plan.local_sigma**2 - 4) / plan.l2_sensitivity
+    alone = math.sqrt(plan.local_sigma**2 - 4) / plan.l2_sensitivity
+    assert bare.noise_multiplier == pytest.approx(alone, rel=1e-12)
     assert dataclasses.replace(bare, noise_multiplier=behind.noise_multiplier) == behind
     # Nobody else's noise helps, so more contributors change nothing.
     assert realised_charge(plan, bare, plan.parties, view="own-share") == bare
@@ -133,6 +135,96 @@ def test_a_run_that_shows_single_inputs_is_charged_with_a_partys_own_share(
         ledger.opened(token)
         ledger.commit(token, realised_charge(plan, bare, plan.parties, view="own-share"))
         assert ledger.epsilon() == pytest.approx(plan.epsilon(rounds=1, view="own-share"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "stands"),
+    [
+        ({}, False),
+        ({"sample_rate": 0.1}, True),
+        ({"mechanism": "skellam"}, True),
+        ({"mechanism": "skellam", "sample_rate": 0.1}, True),
+    ],
+)
+def test_only_gaussian_noise_without_sampling_is_charged_as_realised(
+    path: Path, charge: Charge, changes: dict[str, Any], stands: bool
+) -> None:
+    planned = dataclasses.replace(charge, **changes)
+    with opened(path) as ledger:
+        token = ledger.reserve(planned)
+        reserved = ledger.epsilon()
+        ledger.opened(token)
+        ledger.commit(token, dataclasses.replace(planned, noise_multiplier=4.0))
+        assert (ledger.epsilon() == reserved) is stands
+        assert ledger.epsilon() <= reserved
+        assert verify_ledger(path).epsilon == ledger.epsilon()
+
+
+@pytest.mark.parametrize("change", [{"times": 2}, {"mechanism": "skellam"}, {"sample_rate": 0.5}])
+def test_what_was_realised_is_of_the_kind_that_was_reserved(
+    path: Path, charge: Charge, change: dict[str, Any]
+) -> None:
+    with opened(path) as ledger:
+        token = ledger.reserve(charge)
+        ledger.opened(token)
+        with pytest.raises(LedgerError, match="sample rate, mechanism or number of releases"):
+            ledger.commit(token, dataclasses.replace(charge, **change))
+
+
+def test_a_charge_of_several_releases_costs_as_many_charges_of_one(
+    path: Path, charge: Charge
+) -> None:
+    sampled = dataclasses.replace(charge, sample_rate=0.1)
+    with opened(path) as ledger:
+        ledger.reserve(dataclasses.replace(sampled, times=5))
+        assert ledger.epsilon() == full_epsilon(2.0, 5, 0.1)
+        assert ledger.charges == 1
+        token = ledger.reserve(dataclasses.replace(charge, times=3))
+        both = ledger.epsilon()
+        ledger.opened(token)
+        ledger.commit(token, dataclasses.replace(charge, times=3))
+        assert ledger.epsilon() == both
+    one_by_one = path.with_name("one.jsonl")
+    with opened(one_by_one) as ledger:
+        for kind, times in ((sampled, 5), (charge, 3)):
+            for _ in range(times):
+                ledger.reserve(kind)
+        assert ledger.epsilon() == both
+
+
+def test_a_budget_counts_every_release_of_a_charge(path: Path, charge: Charge) -> None:
+    affordable = next(n for n in range(1, 100) if full_epsilon(2.0, n + 1) > BUDGET.epsilon)
+    with opened(path) as ledger:
+        with pytest.raises(BudgetExceeded):
+            ledger.reserve(dataclasses.replace(charge, times=affordable + 1))
+        ledger.reserve(dataclasses.replace(charge, times=affordable))
+
+
+def test_skellam_noise_is_not_composed_as_gaussian(path: Path, charge: Charge) -> None:
+    with opened(path) as ledger:
+        ledger.reserve(dataclasses.replace(charge, mechanism="skellam"))
+        assert ledger.epsilon() > full_epsilon(2.0, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"times": 0}, {"times": 1.5}, {"times": True}, {"mechanism": "laplace"}]
+)
+def test_a_charge_that_could_not_be_composed_is_refused(
+    charge: Charge, change: dict[str, Any]
+) -> None:
+    with pytest.raises(LedgerError, match="a charge"):
+        dataclasses.replace(charge, **change)
+
+
+def test_noise_inside_each_party_is_charged_by_step_and_person(record_plan: NoisePlan) -> None:
+    local = dataclasses.replace(
+        record_plan, placement=Placement.LOCAL, local_steps=7, max_parties_per_person=2
+    )
+    reserved = planned_charge(local, 3, 1)
+    assert (reserved.times, reserved.mechanism) == (14, "discrete-gaussian")
+    # Its own noise protects a party's records, whoever else takes part.
+    assert realised_charge(local, reserved, contributors=1) == reserved
+    assert planned_charge(record_plan, 3).times == 1
 
 
 def test_with_sampling_the_planned_worst_case_stands(path: Path, charge: Charge) -> None:
@@ -220,6 +312,7 @@ def test_a_torn_last_line_is_reported_and_mended_at_every_byte(
     content = written.read_bytes()
     start = content[:-1].rfind(b"\n") + 1
     torn_path = tmp_path / "torn.jsonl"
+    (tmp_path / "torn.key").write_bytes(written.with_suffix(".key").read_bytes())
     for cut in range(start + 1, len(content), 37):
         torn_path.write_bytes(content[:cut])
         report = verify_ledger(torn_path)
@@ -289,7 +382,7 @@ def test_a_torn_first_reserve_is_charged_with_the_first_that_follows(
         tear(path, 60)
     with opened(path) as ledger:
         ledger.reserve(charge)
-        assert ledger.epsilon() == full_epsilon(2.0, 3)
+        assert (ledger.epsilon(), ledger.charges) == (full_epsilon(2.0, 3), 3)
         ledger.reserve(charge)
     assert verify_ledger(path).epsilon == full_epsilon(2.0, 4)
 
@@ -428,13 +521,54 @@ def test_a_full_disk_is_an_error_and_leaves_a_torn_line(
         ledger.reserve(charge)
 
 
+def test_the_next_attempt_is_one_more_than_the_largest(path: Path, charge: Charge) -> None:
+    with opened(path) as ledger:
+        # The peers had tried twice before this party reserved for the first time.
+        ledger.abandon(ledger.reserve(dataclasses.replace(charge, round_id=4, attempt=2)))
+        assert ledger.next_attempt(4) == 3
+        ledger.reserve(dataclasses.replace(charge, round_id=4, attempt=1))
+        ledger.reserve(dataclasses.replace(charge, round_id=5))
+        assert ledger.next_attempts == {4: 3, 5: 1}
+        assert ledger.next_attempt(6) == 0
+    with opened(path) as ledger:
+        assert (ledger.next_attempt(4), ledger.charges) == (3, 3)
+
+
 def test_a_retried_sampled_round_costs_two_draws(path: Path, charge: Charge) -> None:
-    # q = 0.01, z = 1: 1,000 rounds all retried are 2,000 draws.
     with opened(path) as ledger:
         one = dataclasses.replace(charge, noise_multiplier=1.0, sample_rate=0.01)
         ledger.abandon(ledger.reserve(one))
         ledger.reserve(dataclasses.replace(one, attempt=1))
         assert ledger.epsilon() == full_epsilon(1.0, 2, 0.01)
+
+
+def test_a_thousand_retried_rounds_cost_what_independent_draws_cost(
+    path: Path, charge: Charge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q = 0.01, z = 1. With one sample for both attempts each round would have half the noise.
+
+    `tests/mpi/test_resume.py` shows that a retry draws a sample of its own.
+    """
+    from mpcfl.dp.chain import ChainFile
+
+    opened(path).close()
+    # Entry by entry as a ledger writes them, without its composition after each.
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    chain = ChainFile(path)
+    one = dataclasses.replace(charge, noise_multiplier=1.0, sample_rate=0.01)
+    for round_id, attempt in ((r, a) for r in range(1000) for a in (0, 1)):
+        named = dataclasses.replace(one, round_id=round_id, attempt=attempt)
+        reserve = chain.append("reserve", {"charge": dataclasses.asdict(named)}).sequence
+        if attempt == 1:
+            chain.append("open", {"reserve": reserve})
+            chain.append("commit", {"reserve": reserve, "realised": dataclasses.asdict(named)})
+    chain.close()
+    report = verify_ledger(path)
+    independent = full_epsilon(1.0, 2000, 0.01)
+    same_sample = full_epsilon(1.0 / math.sqrt(2), 1000, 0.01)
+    assert report.epsilon == independent
+    assert (report.rounds, report.attempts, report.unresolved) == (1000, 2000, 1000)
+    assert (round(independent, 2), round(same_sample, 2)) == (2.58, 4.48)
 
 
 def test_many_equal_charges_stay_cheap(path: Path, charge: Charge) -> None:

@@ -23,7 +23,7 @@ from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome
 from mpcfl.parties.events import Ended, Failed, RoundDone, Started, Stopped
 
-COMMANDS = ("run", "plan", "doctor", "bench", "ledger")
+COMMANDS = ("run", "plan", "doctor", "bench", "ledger", "audit")
 
 
 def invoke(*arguments: object):
@@ -38,11 +38,11 @@ def test_help_names_every_command_with_one_line() -> None:
     assert all(row[1].endswith(".") and not row[1].endswith("...") for row in rows)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "bench grid", "bench compare", "ledger verify"])
+@pytest.mark.parametrize("command", [*COMMANDS, "bench grid", "bench compare", "ledger verify", "audit dp"])
 def test_every_command_has_help_json_and_debug(command: str) -> None:
     result = invoke(*command.split(), "--help")
     assert result.exit_code == 0
-    if command not in {"bench", "ledger"}:
+    if command not in {"bench", "ledger", "audit"}:
         assert "--json" in result.output
         assert "--debug" in result.output
 

@@ -6,7 +6,7 @@ import pytest
 
 from mpcfl.errors import ConfigError, PartyNotReady, TranscriptMismatch
 from mpcfl.net.memory import run_parties
-from mpcfl.net.roster import agree_run_id, check_in, first_objection
+from mpcfl.net.roster import agree_run_id, agree_to_go_on, check_in
 
 NAMES = ("north", "south", "east")
 
@@ -59,7 +59,15 @@ def test_run_ids_agree_and_are_fresh() -> None:
     assert len(first[0]) == 32
 
 
-def test_the_first_objection_is_heard_by_all() -> None:
+def test_the_first_objection_and_every_statement_are_heard_by_all() -> None:
     said = {0: None, 1: "budget", 2: "other"}
-    assert run_parties(3, lambda t: first_objection(t, said[t.rank])) == ["budget"] * 3
-    assert run_parties(3, lambda t: first_objection(t, None)) == [None] * 3
+    heard = run_parties(3, lambda t: agree_to_go_on(t, said[t.rank], f"I am {t.rank}"))
+    assert heard == [("budget", ["I am 0", "I am 1", "I am 2"])] * 3
+    assert run_parties(3, lambda t: agree_to_go_on(t, None)) == [(None, ["", "", ""])] * 3
+
+
+def test_an_objection_without_words_is_one() -> None:
+    said = {0: None, 1: "", 2: None}
+    assert [stop for stop, _ in run_parties(3, lambda t: agree_to_go_on(t, said[t.rank]))] == [
+        ""
+    ] * 3

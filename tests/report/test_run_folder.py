@@ -2,7 +2,7 @@ import pytest
 
 from mpcfl.errors import ConfigError
 from mpcfl.report.atomic import write_atomically
-from mpcfl.report.run_folder import open_run_folder
+from mpcfl.report.run_folder import RunFolder, RunLock, open_run_folder, require_resumable
 
 
 def test_a_new_folder_is_made_with_its_parents_and_an_empty_one_is_taken(tmp_path):
@@ -18,6 +18,22 @@ def test_paths_are_the_published_ones(tmp_path):
     assert [p.name for p in paths] == ["job.json", "run.json", "model.pt", "report.html"]
     assert folder.ledger_jsonl(2) == tmp_path / "ledger" / "party-2.jsonl"
     assert folder.ledger_jsonl(2).parent.is_dir()
+
+
+def test_a_lock_keeps_a_second_run_out_until_it_is_closed(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.job_json.write_text("{}")
+    folder.checkpoint.mkdir()
+    lock = RunLock(folder)
+    for take in (lambda: RunLock(folder), lambda: require_resumable(tmp_path)):
+        with pytest.raises(ConfigError, match=r"the run in .* is still going"):
+            take()
+    lock.close()
+    lock.close()
+    assert require_resumable(tmp_path) == folder
+    RunLock(folder).close()
+    with pytest.raises(ConfigError, match="can't open it"):
+        RunLock(RunFolder(tmp_path / "nowhere"))
 
 
 def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from mpcfl.errors import ConfigError
-from mpcfl.report.run_record import RunRecord
+from mpcfl.report.run_record import RunRecord, append_round, read_rounds, replace_rounds
 
 KEYS = {
     "schema", "job", "backend", "parties", "dim", "privacy", "metrics", "rounds",
@@ -73,3 +73,25 @@ def test_a_missing_or_torn_file_is_refused(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ConfigError, match="schema None"):
         RunRecord.load(tmp_path / "list.json")
+
+
+def test_rounds_come_back_as_they_were_appended(rounds, tmp_path):
+    path = tmp_path / "rounds.jsonl"
+    assert read_rounds(path, 9) == []
+    replace_rounds(path, rounds(2))
+    append_round(path, rounds(3, loss=math.nan)[2])
+    found = read_rounds(path, 9)
+    assert found[:2] == list(rounds(2))
+    assert found[2].loss is None
+    assert read_rounds(path, 1) == list(rounds(2))
+    assert read_rounds(path, 0) == list(rounds(1))
+
+
+def test_a_torn_last_round_is_not_read_and_any_other_damage_is_refused(rounds, tmp_path):
+    path = tmp_path / "rounds.jsonl"
+    replace_rounds(path, rounds(3))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_rounds(path, 9) == list(rounds(2))
+    path.write_text("{}\n" + path.read_text())
+    with pytest.raises(ConfigError, match=r"rounds\.jsonl: line 1: .*remove the file"):
+        read_rounds(path, 9)

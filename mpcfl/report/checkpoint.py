@@ -1,0 +1,212 @@
+"""The checkpoint of a run: the public state after its last applied round, and nothing else.
+
+Rank 0 writes it after each round is applied and before it is committed, so that a model that
+was paid for is never lost. It holds what every rank knows anyway: the parameters, the state
+of the server step, the clip norm and what opened counts have told. It never holds noise,
+masks, keys, a batch or an update, and no attempt number: what was spent is the ledgers' to
+say, and no checkpoint takes it back.
+
+A checkpoint that was damaged, or is of another job, plan or model, is refused. It is not
+signed: whoever may write into the run's folder can put another public state there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpcfl.dp.counts import CountState
+from mpcfl.errors import ConfigError
+from mpcfl.learn.apply import ServerState
+from mpcfl.learn.model import Vector, load_flat_parameters, model_digest
+from mpcfl.report.atomic import open_atomically, write_atomically
+from mpcfl.round import PublicState
+
+SCHEMA = "mpcfl.checkpoint/1"
+FILE_NAME = "checkpoint.json"
+_ARRAYS = ("parameters", "first_moment", "second_moment")
+_DIGEST_TAG = b"mpcfl/v1 checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What a checkpoint is of.
+
+    Attributes:
+        next_round: the round to go on with, from 0.
+        clip_norm: as the last round left it, written exactly (`float.hex`).
+        weight_sum: of `CountState`, written in the same way.
+        weight_rounds: of `CountState`.
+        job_digest: of the job, hex.
+        plan_fingerprint: of the noise plan.
+        model_digest: of the whole model with these parameters, hex.
+        arrays_name: the file beside this one that holds the vectors.
+        arrays_sha256: of that file.
+    """
+
+    next_round: int
+    clip_norm: str
+    weight_sum: str
+    weight_rounds: int
+    job_digest: str
+    plan_fingerprint: str
+    model_digest: str
+    arrays_name: str
+    arrays_sha256: str
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all fields, hex; the file of vectors is among them."""
+        text = json.dumps([SCHEMA, asdict(self)], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(_DIGEST_TAG + text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A checkpoint as it was read and checked; `restore` puts it in place."""
+
+    facts: CheckpointFacts
+    parameters: Vector
+    server: ServerState
+
+
+def save_checkpoint(folder: Path, public: PublicState, next_round: int) -> None:
+    """Write the public state; it is on the disk, whole, when this returns.
+
+    Args:
+        folder: of checkpoints; made if it is not there. The one before stays until this is whole.
+        public: the state after round ``next_round - 1``.
+        next_round: the round to go on with, from 0.
+
+    Raises:
+        ConfigError: the disk refuses; the checkpoint before is still there.
+    """
+    content = io.BytesIO()
+    server = public.server
+    np.savez(
+        content,
+        parameters=public.parameters,
+        first_moment=server.first_moment,
+        second_moment=server.second_moment,
+    )
+    facts = CheckpointFacts(
+        next_round=next_round,
+        clip_norm=float(public.counted.clip_norm).hex(),
+        weight_sum=float(public.counted.weight_sum).hex(),
+        weight_rounds=public.counted.weight_rounds,
+        job_digest=public.job.digest().hex(),
+        plan_fingerprint=public.plan.fingerprint(),
+        model_digest=model_digest(public.model).hex(),
+        # A name of its own, so that the file before stays valid until the facts move.
+        arrays_name=_arrays_name(next_round),
+        arrays_sha256=hashlib.sha256(content.getvalue()).hexdigest(),
+    )
+    try:
+        _write(folder, facts, content.getvalue())
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: can't write the checkpoint: {error.strerror}; free space, then resume"
+        ) from None
+
+
+def _write(folder: Path, facts: CheckpointFacts, vectors: bytes) -> None:
+    folder.mkdir(exist_ok=True)
+    with open_atomically(folder / facts.arrays_name) as stream:
+        stream.write(vectors)
+    document = {"schema": SCHEMA, **asdict(facts), "digest": facts.digest()}
+    write_atomically(folder / FILE_NAME, json.dumps(document, indent=2) + "\n")
+    for old in folder.glob("state-*.npz"):
+        if old.name != facts.arrays_name:
+            old.unlink()
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ConfigError: there is none, or it is not what was written.
+    """
+    path = folder / FILE_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        facts = _facts_from(document)
+        content = (folder / facts.arrays_name).read_bytes()
+    except OSError as error:
+        name = path if error.filename is None else error.filename
+        raise ConfigError(
+            f"{name}: can't read the checkpoint: {error.strerror}; restore the folder from a copy"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from None
+    if hashlib.sha256(content).hexdigest() != facts.arrays_sha256:
+        raise _damaged(folder / facts.arrays_name, "it is not the file that was written")
+    try:
+        parameters, first, second = _vectors(content)
+    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise _damaged(folder / facts.arrays_name, error) from None
+    return Checkpoint(facts, parameters, ServerState(first, second))
+
+
+def restore(public: PublicState, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint in the place of the initial state.
+
+    Raises:
+        ConfigError: it is of another job, plan or model.
+    """
+    facts = checkpoint.facts
+    if checkpoint.parameters.shape != public.parameters.shape:
+        raise _other("model", "use the task code of the run")
+    if facts.job_digest != public.job.digest().hex():
+        raise _other("job", "use the folder of this job, and the version of mpcfl that wrote it")
+    if facts.plan_fingerprint != public.plan.fingerprint():
+        raise _other("noise plan", "use the versions of mpcfl and dp-accounting that wrote it")
+    if not 0 <= facts.next_round <= public.job.training.rounds:
+        raise _other("number of rounds", "use the folder of this job")
+    load_flat_parameters(public.model, checkpoint.parameters)
+    if model_digest(public.model).hex() != facts.model_digest:
+        raise _other("model", "use the task code and the version of torch that wrote it")
+    public.parameters, public.server = checkpoint.parameters, checkpoint.server
+    public.counted = CountState(
+        float.fromhex(facts.clip_norm), float.fromhex(facts.weight_sum), facts.weight_rounds
+    )
+
+
+def _facts_from(document: Any) -> CheckpointFacts:
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise ValueError(f"its schema is not {SCHEMA}")
+    fields = {key: value for key, value in document.items() if key not in {"schema", "digest"}}
+    facts = CheckpointFacts(**fields)
+    if type(facts.next_round) is not int or document.get("digest") != facts.digest():
+        raise ValueError("its digest does not match its content")
+    if facts.arrays_name != _arrays_name(facts.next_round):
+        raise ValueError("it names a file of vectors that no checkpoint has")
+    return facts
+
+
+def _arrays_name(next_round: int) -> str:
+    return f"state-{next_round:06d}.npz"
+
+
+def _vectors(content: bytes) -> list[Vector]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        vectors = [arrays[name] for name in _ARRAYS]
+    if any(v.dtype != np.float64 or v.ndim != 1 or v.shape != vectors[0].shape for v in vectors):
+        raise ValueError("it does not hold three vectors of float64 of one length")
+    return vectors
+
+
+def _damaged(path: Path, reason: object) -> ConfigError:
+    return ConfigError(
+        f"{path}: the checkpoint is damaged: {reason}; restore the folder from a copy, or start "
+        "the job again with a new --out"
+    )
+
+
+def _other(what: str, remedy: str) -> ConfigError:
+    return ConfigError(f"the checkpoint is of another {what} than this run; {remedy}")
