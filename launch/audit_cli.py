@@ -10,22 +10,16 @@ from typing import Annotated
 
 import typer
 
+from mpcfl.launch.options import Backend, Debug, JobArgument, Json, Overrides, Parties
+
 audit_app = typer.Typer(
     help="Look for faults in what protects the data; passing proves nothing.",
     no_args_is_help=True,
 )
 
-JobArgument = Annotated[str, typer.Argument(help="A job file, or the name of a packaged job.")]
-Parties = Annotated[int | None, typer.Option("-n", help="Number of data parties.")]
-Backend = Annotated[str | None, typer.Option(help="Backend, in place of the job's.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a job key.")
-]
-Out = Annotated[
+ReportFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Also write the report here, as JSON.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @audit_app.command()
@@ -39,7 +33,7 @@ def dp(
     sample_rate: Annotated[
         float, typer.Option(help="Of the audited run; canaries are seen best without sampling.")
     ] = 1.0,
-    out: Out = None,
+    out: ReportFile = None,
     as_json: Json = False,
     debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
 ) -> None:
@@ -57,7 +51,7 @@ def noise(
     n: Parties = None,
     backend: Backend = None,
     overrides: Overrides = None,
-    out: Out = None,
+    out: ReportFile = None,
     as_json: Json = False,
     debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
 ) -> None:
@@ -74,7 +68,7 @@ def masks(
     n: Parties = None,
     backend: Backend = None,
     overrides: Overrides = None,
-    out: Out = None,
+    out: ReportFile = None,
     as_json: Json = False,
     debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
 ) -> None:

@@ -14,6 +14,18 @@ from typer.core import TyperGroup
 from mpcfl import __version__
 from mpcfl.errors import MpcflError
 from mpcfl.launch.audit_cli import audit_app
+from mpcfl.launch.options import (
+    Backend,
+    Debug,
+    Insecure,
+    JobArgument,
+    Json,
+    OptionalJob,
+    Out,
+    Overrides,
+    Parties,
+    Resume,
+)
 
 app = typer.Typer(
     name="mpcfl",
@@ -46,29 +58,6 @@ ledger_app = typer.Typer(help="Show or verify a party's privacy ledger.", no_arg
 app.add_typer(bench_app, name="bench")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
-
-JobArgument = Annotated[str, typer.Argument(help="A job file, or the name of a packaged job.")]
-Parties = Annotated[int | None, typer.Option("-n", help="Number of data parties.")]
-Backend = Annotated[str | None, typer.Option(help="Backend, in place of the job's.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a job key.")
-]
-OptionalJob = Annotated[
-    str | None,
-    typer.Argument(help="A job file, or the name of a packaged job; not needed with --resume."),
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Continue the run in this folder after its last checkpoint. What was spent stays "
-        "spent; a finished run is left as it is, with exit code 0.",
-    ),
-]
-Out = Annotated[Path | None, typer.Option(help="A new or empty folder for the results.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Allow comparison backends.")]
 
 
 @app.command()

@@ -98,7 +98,7 @@ class PartiesTable(_Table):
         public = self.weighting is Weighting.PUBLIC
         if public and len(self.weights) != self.count:
             raise ValueError(
-                f'weights lists {len(self.weights)} parties, count says {self.count}; weighting = '
+                f"weights lists {len(self.weights)} parties, count says {self.count}; weighting = "
                 '"public" needs one public weight for each'
             )
         if self.weights and not public:

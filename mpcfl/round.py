@@ -86,6 +86,11 @@ class PartyData:
     trainer: LocalTrainer | None = None
     not_finite: int = field(default=0, repr=False)
 
+    @property
+    def left_out(self) -> int:
+        """Return all records and updates that were left out, in local training too; never sent."""
+        return self.not_finite + (0 if self.trainer is None else self.trainer.not_finite)
+
 
 def public_state(job: Job, task: Task | None = None) -> PublicState:
     """Load the task, build its initial model and compute the plan, alike at every rank.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpcfl.net.roster import agree_to_go_on, check_in
 from mpcfl.net.transport import Transport
-from mpcfl.parties.data_party import total_traffic, traffic_so_far
+from mpcfl.parties.data_party import agree_on_totals, bytes_so_far
 from mpcfl.secagg.base import SecureSum
 
 
@@ -13,9 +13,9 @@ def run_aggregator(rounds: int, secure: SecureSum, transport: Transport) -> None
     for _ in range(rounds):
         if agree_to_go_on(transport, None)[0] is not None:
             return
-        before = traffic_so_far(transport)
+        before = bytes_so_far(transport)
         secure.open(secure.aggregate(secure.protect(None)))
-        total_traffic(transport, before)
+        agree_on_totals(transport, before)
 
 
 def agree_without_model(transport: Transport, names: tuple[str, ...]) -> None:

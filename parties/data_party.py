@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,15 +18,22 @@ from mpcfl.parties.setup import Rank
 from mpcfl.round import new_model, protected_sum
 from mpcfl.secagg.base import SecureSum
 
-_TRAFFIC = struct.Struct(">QQ")
+_TOTALS = struct.Struct(">QQd")
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
-    """Payload bytes at the transport, of one round."""
+class Totals:
+    """What all ranks together can say of a round once it is over. Public.
+
+    Attributes:
+        bytes_sent: payload at the transport, of all ranks.
+        bytes_received: the same, received.
+        epsilons: spent so far by each data party's ledger, in rank order; empty without privacy.
+    """
 
     bytes_sent: int
     bytes_received: int
+    epsilons: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +42,11 @@ class Hooks:
 
     Attributes:
         applied: called with the next round's number once the model is new, before the commit.
-        done: called with the round's number, this party's meter and all ranks' traffic.
+        done: called with the round's number, this party's meter and all ranks' totals.
     """
 
     applied: Callable[[int], None] = lambda _: None
-    done: Callable[[int, Meter, Traffic], None] = lambda *_: None
+    done: Callable[[int, Meter, Totals], None] = lambda *_: None
 
 
 def run_data_party(rank: Rank, secure: SecureSum, transport: Transport, hooks: Hooks) -> str | None:
@@ -58,7 +66,7 @@ def run_data_party(rank: Rank, secure: SecureSum, transport: Transport, hooks: H
         raise ValueError("a data party needs data")
     n_parties = public.job.parties.count
     for round_id in range(rank.first_round, public.job.training.rounds):
-        meter, before = Meter(), traffic_so_far(transport)
+        meter, before = Meter(), bytes_so_far(transport)
         with meter.stage("reserve"):
             reserved, objection = _reserve(rank, round_id)
         with meter.stage("agree"):
@@ -75,8 +83,9 @@ def run_data_party(rank: Rank, secure: SecureSum, transport: Transport, hooks: H
         with meter.stage("commit"):
             _commit(rank, reserved)
         with meter.stage("agree"):
-            traffic = total_traffic(transport, before)
-        hooks.done(round_id, meter, traffic)
+            epsilon = None if rank.ledger is None else rank.ledger.epsilon()
+            totals = agree_on_totals(transport, before, epsilon)
+        hooks.done(round_id, meter, totals)
     return None
 
 
@@ -118,16 +127,25 @@ def _commit(rank: Rank, reserved: _Reserved | None) -> None:
     reserved.ledger.commit(reserved.token, realised)
 
 
-def traffic_so_far(transport: Transport) -> Traffic:
-    """Return what this rank sent and received since its start."""
-    return Traffic(transport.meter.bytes_sent, transport.meter.bytes_received)
+def bytes_so_far(transport: Transport) -> tuple[int, int]:
+    """Return how many bytes this rank sent and received since its start."""
+    return transport.meter.bytes_sent, transport.meter.bytes_received
 
 
-def total_traffic(transport: Transport, before: Traffic) -> Traffic:
-    """Add up all ranks' traffic since ``before``: a function of the protocol, not of the data."""
-    own = traffic_so_far(transport)
-    packed = _TRAFFIC.pack(
-        own.bytes_sent - before.bytes_sent, own.bytes_received - before.bytes_received
+def agree_on_totals(
+    transport: Transport, before: tuple[int, int], epsilon: float | None = None
+) -> Totals:
+    """Add up what all ranks sent since ``before``, and hear what each ledger has spent.
+
+    Bytes are a function of the protocol, and epsilons of the plan and of failed attempts: neither
+    says anything about the data.
+    """
+    sent, received = bytes_so_far(transport)
+    spent = math.nan if epsilon is None else epsilon
+    packed = _TOTALS.pack(sent - before[0], received - before[1], spent)
+    totals = [_TOTALS.unpack(message) for message in transport.allgather(packed)]
+    return Totals(
+        bytes_sent=sum(sent for sent, _, _ in totals),
+        bytes_received=sum(received for _, received, _ in totals),
+        epsilons=tuple(spent for _, _, spent in totals if not math.isnan(spent)),
     )
-    counts = [_TRAFFIC.unpack(message) for message in transport.allgather(packed)]
-    return Traffic(sum(sent for sent, _ in counts), sum(received for _, received in counts))

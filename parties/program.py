@@ -68,7 +68,7 @@ def _run_rounds(
             recorder.fail(str(error))
         raise
     finally:
-        _log_locally(folder, transport.rank, rank.party.not_finite)
+        _log_locally(folder, transport.rank, rank.party.left_out)
     secure.close()
     if rank.ledger is not None:
         rank.ledger.close()

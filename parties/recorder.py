@@ -15,7 +15,7 @@ from mpcfl.config import Unit
 from mpcfl.dp.plan import View
 from mpcfl.learn.evaluate import evaluate
 from mpcfl.net.meter import Meter
-from mpcfl.parties.data_party import Traffic
+from mpcfl.parties.data_party import Totals
 from mpcfl.parties.events import Ended, Event, RoundDone, Started, Stopped
 from mpcfl.parties.setup import Rank
 from mpcfl.report.checkpoint import save_checkpoint
@@ -42,6 +42,8 @@ class Recorder:
     def __init__(self, rank: Rank, folder: RunFolder, tell: Callable[[Event], None]) -> None:
         self._rank, self._folder, self._tell = rank, folder, tell
         self._metrics = self._evaluate()
+        # Of every party's ledger; this party's own until the first round has told of the others.
+        self._epsilons: tuple[float, ...] = ()
         self._rounds = self._rounds_before()
         self._saved_at = -math.inf
         public = rank.public
@@ -66,12 +68,13 @@ class Recorder:
         """Write the checkpoint of a new model, before the round is committed; see `Hooks`."""
         save_checkpoint(self._folder.checkpoint, self._rank.public, next_round)
 
-    def after_round(self, round_id: int, meter: Meter, traffic: Traffic) -> None:
+    def after_round(self, round_id: int, meter: Meter, totals: Totals) -> None:
         """Measure the new model, write it down and tell it; see `Hooks`."""
         public = self._rank.public
         with meter.stage("evaluate"):
             self._metrics = self._evaluate()
-        record = self._round(round_id, self._rank.attempt_of(round_id), meter.seconds, traffic)
+        self._epsilons = totals.epsilons
+        record = self._round(round_id, self._rank.attempt_of(round_id), meter.seconds, totals)
         self._rounds.append(record)
         append_round(self._folder.rounds_jsonl, record)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
@@ -85,12 +88,12 @@ class Recorder:
                 epsilon_planned=self._planned(),
                 metrics=self._metrics,
                 seconds=dict(meter.seconds),
-                bytes_sent=traffic.bytes_sent,
+                bytes_sent=totals.bytes_sent,
             )
         )
 
     def _round(
-        self, round_id: int, attempt: int, seconds: Mapping[str, float], traffic: Traffic
+        self, round_id: int, attempt: int, seconds: Mapping[str, float], totals: Totals
     ) -> RoundRecord:
         return RoundRecord(
             round=round_id + 1,
@@ -100,8 +103,8 @@ class Recorder:
             accuracy=self._metrics.get("accuracy"),
             loss=self._metrics.get("loss"),
             seconds=dict(seconds),
-            bytes_sent=traffic.bytes_sent,
-            bytes_received=traffic.bytes_received,
+            bytes_sent=totals.bytes_sent,
+            bytes_received=totals.bytes_received,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
 
@@ -114,7 +117,7 @@ class Recorder:
         if last > 0 and (not rounds or rounds[-1].round < last):
             # It was killed between the checkpoint and the record: the model is that round's.
             attempt = max(0, self._rank.attempt_of(last - 1) - 1)
-            rounds.append(self._round(last - 1, attempt, {}, Traffic(0, 0)))
+            rounds.append(self._round(last - 1, attempt, {}, Totals(0, 0)))
         replace_rounds(self._folder.rounds_jsonl, rounds)
         return rounds
 
@@ -158,7 +161,13 @@ class Recorder:
         return None if budget is None else budget.epsilon
 
     def _spent(self) -> float | None:
-        return None if self._rank.ledger is None else self._rank.ledger.epsilon()
+        """Return the maximum over the parties: their ledgers differ if one was killed alone."""
+        ledger = self._rank.ledger
+        return None if ledger is None else max(ledger.epsilon(), *self._epsilons, 0.0)
+
+    def _spent_by_party(self) -> dict[str, float]:
+        names = self._rank.public.job.parties.all_names()
+        return dict(zip(names, self._epsilons, strict=False))
 
     def _record(self, model_sha256: str, stopped: str | None) -> RunRecord:
         public = self._rank.public
@@ -180,7 +189,8 @@ class Recorder:
     def _privacy(self) -> PrivacyRecord:
         public, privacy = self._rank.public, self._rank.public.job.privacy
         if privacy.unit is Unit.NONE:
-            return PrivacyRecord("none", *[None] * (len(fields(PrivacyRecord)) - 1))
+            figures = len(fields(PrivacyRecord)) - 2
+            return PrivacyRecord("none", *[None] * figures, epsilon_by_party={})
 
         # Every failed attempt is in it: nobody knows which of them somebody opened.
         attempts = 0 if self._rank.ledger is None else self._rank.ledger.charges
@@ -203,6 +213,7 @@ class Recorder:
             mechanism=privacy.mechanism,
             accountant=privacy.accountant,
             neighboring_relation=_RELATIONS[privacy.unit],
+            epsilon_by_party=self._spent_by_party(),
         )
 
 

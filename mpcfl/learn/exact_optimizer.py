@@ -160,8 +160,8 @@ class ExactEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus has no types
 def _ignore_hook_warning() -> None:
     """Silence torch on a first layer whose inputs need no gradient, as with every first layer."""
     # Once only: parties that are threads share the filters, and adding one takes it away first.
-    patterns = [pattern.pattern for _, pattern, *_ in warnings.filters if pattern is not None]
-    if _HOOK_WARNING not in patterns:
+    # A filter's text is a pattern, or None for any.
+    if _HOOK_WARNING not in [getattr(text, "pattern", None) for _, text, *_ in warnings.filters]:
         warnings.filterwarnings("ignore", _HOOK_WARNING, UserWarning)
 
 

@@ -116,6 +116,12 @@ def _privacy(record: RunRecord) -> str:
         "Privacy spent, by who looks",
         page.table(("view", "epsilon", "what it means"), rows),
         page.paragraph(f"The guarantee: {guarantee}. Epsilons are rounded up."),
+        page.table(
+            ("party", "epsilon by its own ledger"),
+            [(name, epsilon_text(spent)) for name, spent in privacy.epsilon_by_party.items()],
+        )
+        if privacy.epsilon_by_party
+        else "",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,11 +29,12 @@ class PrivacyRecord:
 
     Attributes:
         unit: ``record``, ``party`` or ``none``.
-        epsilon: spent at the end, in the planned coalition's view.
+        epsilon: spent at the end, in the planned coalition's view; the maximum over the parties.
         epsilon_planned: the budget.
         epsilon_single: spent in the view of any single party.
         epsilon_outsider: spent in the view of somebody who sees the opened sums only.
         epsilon_own_share: what a party's own noise alone gives if the aggregation fails.
+        epsilon_by_party: what each party's ledger says, by name, after the last round.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
@@ -48,6 +49,7 @@ class PrivacyRecord:
     mechanism: str | None
     accountant: str | None
     neighboring_relation: str | None
+    epsilon_by_party: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,9 @@ def test_help_names_every_command_with_one_line() -> None:
     assert all(row[1].endswith(".") and not row[1].endswith("...") for row in rows)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "bench grid", "bench compare", "ledger verify", "audit dp"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "bench grid", "bench compare", "ledger verify", "audit dp"]
+)
 def test_every_command_has_help_json_and_debug(command: str) -> None:
     result = invoke(*command.split(), "--help")
     assert result.exit_code == 0

@@ -369,6 +369,14 @@ def test_pass_that_fails_half_way_back_leaves_nothing_behind(full_plan: NoisePla
     assert expected.not_finite == 0
 
 
+def test_records_that_carry_a_graph_are_trained_on_like_any_others(plan: NoisePlan) -> None:
+    task = MadeUpTask()
+    inputs = task.inputs * torch.ones(1, requires_grad=True)
+    trainer = LocalTrainer((inputs, task.targets), task, training(), plan)
+    trainer.update(initial_model(task, seed=2), 0)
+    assert trainer.not_finite == 0
+
+
 def test_party_on_whose_every_record_training_fails_still_adds_noise(plan: NoisePlan) -> None:
     task = MadeUpTask()
     task.targets[:] = 99

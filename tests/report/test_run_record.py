@@ -12,7 +12,7 @@ KEYS = {
 }  # fmt: skip
 PRIVACY_KEYS = {
     "unit", "epsilon", "epsilon_planned", "epsilon_single", "epsilon_outsider",
-    "epsilon_own_share", "delta", "mechanism", "accountant", "neighboring_relation",
+    "epsilon_own_share", "delta", "mechanism", "accountant", "neighboring_relation", "epsilon_by_party",
 }  # fmt: skip
 ROUND_KEYS = {
     "round", "attempt", "parties", "epsilon", "accuracy", "loss", "seconds", "bytes_sent",
