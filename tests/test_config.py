@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from mpcfl.config import Job, Unit, load_job, parse_job
 from mpcfl.errors import ConfigError
@@ -189,3 +190,23 @@ def test_a_combination_that_makes_no_sense_is_refused_with_the_remedy(
 )
 def test_a_combination_that_makes_sense_is_accepted(job_file: Path, overrides: list[str]) -> None:
     load_job(job_file, overrides)
+
+
+def test_every_key_is_documented_with_its_default() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "jobs.md").read_text()
+    for name, field in Job.model_fields.items():
+        table = field.annotation
+        assert f"`[{name}]`" in text or f"`{name}`" in text
+        if not (isinstance(table, type) and issubclass(table, BaseModel)):
+            continue
+        section = text.partition(f"## `[{name}]`")[2].partition("\n## ")[0]
+        for key, key_field in table.model_fields.items():
+            row = next((line for line in section.splitlines() if f"`{key}`" in line[:60]), None)
+            assert row is not None, f"{name}.{key} is not documented"
+            default = key_field.default
+            if isinstance(default, (int, float)) and not isinstance(default, bool):
+                assert float(default) in [
+                    float(word) for word in re.findall(r"[0-9][0-9.e-]*", row.split("|")[2])
+                ]
+            elif isinstance(default, str):
+                assert f'"{default}"' in row.split("|")[2]

@@ -108,17 +108,10 @@ class LocalTrainer:
         """Return the state of Opacus' accountant: public figures, plain types.
 
         ``history`` lists (noise multiplier, sample rate, steps); its steps grow by
-        ``local_steps`` with every update.
+        ``local_steps`` with every update of this process. For a cross-check only: what counts,
+        also after a resume, is the ledger.
         """
         return dict(self._engine.accountant.state_dict())
-
-    def resume_account(self, state: dict[str, Any]) -> None:
-        """Go on from the account of an earlier process of the same run.
-
-        Args:
-            state: as `account` returned it.
-        """
-        self._engine.accountant.load_state_dict(copy.deepcopy(state))
 
 
 class RecordGradients:

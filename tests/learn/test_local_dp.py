@@ -426,13 +426,6 @@ def test_one_engine_accounts_for_all_rounds(plan: NoisePlan) -> None:
         assert steps_of(trainer) == round_id * STEPS
         trainer.update(model, round_id)
     assert trainer.account()["history"] == [(plan.noise_multiplier, 0.5, 4 * STEPS)]
-    resumed = LocalTrainer(task.party_data(0, 2), task, training(), plan)
-    saved = trainer.account()
-    resumed.resume_account(saved)
-    resumed.update(model, 4)
-    assert steps_of(resumed) == 5 * STEPS
-    assert steps_of(trainer) == 4 * STEPS
-    assert saved == trainer.account()
 
 
 def test_reported_epsilon_lies_between_those_of_opacus(plan: NoisePlan) -> None:
