@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from mpcfl.dp.accountant import AccountantKind, Mechanism, Releases, composed_epsilon
 from mpcfl.dp.gaussian_curve import curve_mu
-from mpcfl.dp.privacy_loss import loss_epsilon
+from mpcfl.dp.privacy_loss import loss_epsilon, resolves
 
 # Keeps room for the slack of the rounding lemma and for float rounding.
 _BUDGET_MARGIN = 1e-9
@@ -63,7 +63,8 @@ def calibrate(target: Target) -> float:
     if target.exact and target.sample_rate == 1.0:
         return _round_up(start, _FINE_GRID)
     start = max(start * target.sample_rate, 0.3)
-    if target.exact and goal < _LARGEST_LOSS_TARGET:
+    resolved = resolves(target.delta, target.releases)
+    if target.exact and resolved and goal < _LARGEST_LOSS_TARGET:
         start = _solve(lambda z: _loss(target, z, _COARSENING), goal, start)
         return _round_up(_solve(lambda z: _loss(target, z, 1.0), goal, start), _GRID)
     return _round_up(_solve(target.spent, goal, start), _GRID)

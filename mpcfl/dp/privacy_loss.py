@@ -1,9 +1,10 @@
 """Numerical composition of sampled Gaussian releases by privacy loss distributions (PLD).
 
 dp-accounting does the work, with its pessimistic connect-the-dots discretization (Doroshenko
-et al. 2022, arXiv 2207.04380): figures are upper bounds up to the rounding of its Fourier
-transform. Neighbours differ by adding or removing one record; sensitivity is already in the
-noise multiplier (its REPLACE_ONE relation is not used: it forgets a factor of two elsewhere).
+et al. 2022, arXiv 2207.04380). Its Fourier transform adds float errors to delta, which grow with
+the number of releases; they are bounded generously and taken off delta first. Neighbours differ by
+adding or removing one record; sensitivity is already in the noise multiplier (its REPLACE_ONE
+relation is not used: it forgets a factor of two elsewhere).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ _FINEST_INTERVAL = 1e-4
 _COARSEST_INTERVAL = 1e-2
 # Cells of one distribution; keeps memory under 100 MB for very small noise.
 _MAX_CELLS = 1_000_000
+# Float error in delta per composed release: 16 units in the last place of one. Against an exactly
+# tilted transform the largest that was seen, at 1e5 releases, is 400 times smaller.
+_DELTA_ERROR = 16 * 2.0**-52
 
 
 def loss_interval(noise_multiplier: float, sample_rate: float) -> float:
@@ -54,10 +58,21 @@ def loss_epsilon(
             every count at least 1.
         delta: of the whole composition.
         coarsening: widens the cells, for a first and faster figure that is still a bound.
+
+    Returns:
+        Epsilon; infinite if delta is so small that float errors could make up half of it.
     """
+    n_releases = sum(count for _, _, count in releases)
+    if not resolves(delta, n_releases):
+        return math.inf
     interval = coarsening * min(loss_interval(z, rate) for z, rate, _ in releases)
     composed: Any = None
     for z, rate, count in releases:
         release = _one_release(z, rate, interval).self_compose(count)
         composed = release if composed is None else composed.compose(release)
-    return float(composed.get_epsilon_for_delta(delta))
+    return float(composed.get_epsilon_for_delta(delta - _DELTA_ERROR * n_releases))
+
+
+def resolves(delta: float, n_releases: int) -> bool:
+    """Tell whether delta is more than twice what float errors may add to it."""
+    return delta > 2 * _DELTA_ERROR * n_releases

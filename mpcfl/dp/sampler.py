@@ -172,3 +172,8 @@ def poisson_sample(
     threshold = np.uint64(int(Fraction(sample_rate) * 2**64))
     source = SystemBits() if bits is None else bits
     return np.flatnonzero(source.words(n_records) < threshold).astype(np.int64)
+
+
+def draw_generator_seed() -> int:
+    """Return 64 secret bits, for a library's generator that the guarantee needs to be secret."""
+    return int(SystemBits().words(1)[0])

@@ -2,8 +2,9 @@
 
 What has to stay inside [-2^(b-1), 2^(b-1)) is the sum of all n parties and every single value,
 which a backend refuses if it doesn't fit. Wrapping costs accuracy, never privacy, so the bound
-is over the noise, the rounding and the public signs of the rotation, for rows that don't depend
-on these (they can't: noise and rounding are secret, and the signs come from a hash of the plan).
+is over the noise, the rounding and, for the sum only, the public signs of the rotation, for rows
+that don't depend on them. A single value's bound holds for every row: a backend that refuses it
+is seen by all, and so may not depend on the data.
 
 *Noise.* A discrete Gaussian is subgaussian with its own sigma (Canonne, Kamath, Steinke 2020,
 arXiv 2004.00010, Corollary 17); n shares add up to E exp(l N) <= exp(l^2 n S^2 / 2). A Skellam
@@ -109,7 +110,7 @@ def wrap_probability(request: PlanRequest, levels: Levels) -> float:
         At most 1, rounded up to a grid of 16 bits, so that parties agree on it.
     """
     n, releases = request.summands, request.releases
-    in_sum, in_one = (_coordinate_wraps(request, levels, parties) for parties in (n, 1))
+    in_sum, in_one = _sum_wraps(request, levels), _value_wraps(request, levels)
     model = request.rotated_dim * (in_sum + n * in_one)
     counted = [_certain(request, levels, (k, k * levels.count_level)) for k in (n, 1)]
     total = releases * (model + request.counts * (counted[0] + n * counted[1]))
@@ -117,19 +118,32 @@ def wrap_probability(request: PlanRequest, levels: Levels) -> float:
     return _round_up(min(1.0, max(total, sys.float_info.min)))
 
 
-def _coordinate_wraps(request: PlanRequest, levels: Levels, parties: int) -> float:
-    """Bound P[one model coordinate of the sum of so many parties leaves the ring]."""
-    if request.unit is Unit.RECORD:
-        return _certain(request, levels, (parties, parties * levels.saturation_int))
-    # Nearest rounding moves a coordinate by 1/2 at most, random rounding by less than 1.
-    moved = 1.0 if request.is_rotated else 0.5
-    largest = parties * (levels.clip_levels + moved)
-    certain = _certain(request, levels, (parties, largest))
-    if not request.is_rotated:
+def _sum_wraps(request: PlanRequest, levels: Levels) -> float:
+    """Bound P[one model coordinate of the sum of all parties leaves the ring]."""
+    parties = request.summands
+    certain = _certain(request, levels, (parties, parties * _largest(request, levels)))
+    if request.unit is Unit.RECORD or not request.is_rotated:
         return certain
     proxy = (parties * levels.clip_levels) ** 2 / request.rotated_dim + parties / 4
     room = 2.0 ** (request.ring_bits - 1) - 1.0
     return min(certain, 4 * _spread(request, levels.sigma, parties, proxy).tail(room))
+
+
+def _value_wraps(request: PlanRequest, levels: Levels) -> float:
+    """Bound P[one model coordinate of one party leaves the ring], whatever its row is.
+
+    A backend refuses such a value, which everybody sees. The bound must hold for every row, also
+    for one that happens to be aligned with the signs: these are public.
+    """
+    return _certain(request, levels, (1, _largest(request, levels)))
+
+
+def _largest(request: PlanRequest, levels: Levels) -> float:
+    """Return what no coordinate of a party's row or sum of rows can pass."""
+    if request.unit is Unit.RECORD:
+        return float(levels.saturation_int)
+    # Nearest rounding moves a coordinate by 1/2 at most, random rounding by less than 1.
+    return levels.clip_levels + (1.0 if request.is_rotated else 0.5)
 
 
 def _certain(request: PlanRequest, levels: Levels, signal: tuple[int, float]) -> float:

@@ -10,10 +10,6 @@ Adversary: everybody but the party itself. Epsilon covers all local steps of all
 that the plan counts; records of different parties are disjoint. Opacus gives the per-record
 gradients and a second accountant, `exact_optimizer` the noise.
 
-Arithmetic in float32 may round a record's gradient differently in a batch of another
-size, so in its last bits a row can depend on how many records share its block. With
-``training.microbatch = 1`` each record passes alone, and not even that is left.
-
 Source: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1; Yousefpour et al. 2021 (arXiv
 2109.12298) for Opacus.
 """
@@ -36,6 +32,7 @@ from mpcfl.dp.grid import round_grid
 from mpcfl.dp.plan import NoisePlan
 from mpcfl.dp.sampler import BitSource, poisson_sample
 from mpcfl.errors import BackendUnavailable
+from mpcfl.learn.blocks import RecordBlocks
 from mpcfl.learn.model import flat_parameters
 from mpcfl.learn.task import Records, Task
 
@@ -121,6 +118,7 @@ class RecordGradients:
         """Take a wrapped model and its `ExactOptimizer`."""
         self._module = module
         self._optimizer = optimizer
+        self._task = task
         self._loss: Callable[[Tensor, Tensor], Tensor] = vmap(
             lambda output, target: task.loss(output.unsqueeze(0), target.unsqueeze(0)),
             randomness="different",
@@ -139,24 +137,25 @@ class RecordGradients:
         Yields:
             Blocks of shape (k, dim), float64, k <= microbatch, in the order of ``sample``.
 
-        Privacy: a row depends on its record and the parameters alone: each record has a loss
-        of its own, and no layer that mixes records passes `check_local_training`. A record
-        that fails becomes a row of NaN, which the clip turns into zero: an error would tell
-        that the record is there, and that it was sampled.
+        Privacy: a row depends on its record and the parameters alone (`blocks.py` says up to
+        what): each record has a loss of its own, and no layer that mixes records passes
+        `check_local_training`.
         """
-        for start in range(0, len(sample), microbatch):
-            yield self._block_or_nan(records, torch.tensor(sample[start : start + microbatch]))
+        inputs, targets = self._task.test_data()
+        blocks = RecordBlocks(
+            gradients=self._of_batch_or_clean,
+            stand_in=(inputs[:1], targets[:1]),
+            dim=flat_parameters(self._module).size,
+            microbatch=microbatch,
+        )
+        yield from blocks.of_sample(records, sample)
 
-    def _block_or_nan(self, records: Records, block: Tensor) -> Matrix:
-        inputs, targets = records
+    def _of_batch_or_clean(self, inputs: Tensor, targets: Tensor) -> Matrix:
         try:
-            return self.of_batch(inputs[block], targets[block])
-        except Exception:  # noqa: BLE001 - foreign code on private records: which one it was matters
+            return self.of_batch(inputs, targets)
+        except Exception:
             load_exact_optimizer().forget_pass(self._module)
-            if len(block) > 1:
-                rows = [self._block_or_nan(records, one) for one in torch.split(block, 1)]
-                return np.concatenate(rows)
-            return np.full((1, flat_parameters(self._module).size), np.nan)
+            raise
 
     def of_batch(self, inputs: Tensor, targets: Tensor) -> Matrix:
         """Return the gradient of each record's own loss, shape (k, dim), float64.

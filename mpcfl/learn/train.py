@@ -25,6 +25,7 @@ from torch.func import functional_call, grad, vmap
 
 from mpcfl.config import TrainingTable
 from mpcfl.errors import ConfigError
+from mpcfl.learn.blocks import RecordBlocks
 from mpcfl.learn.model import Vector, flat_parameters
 from mpcfl.learn.task import Records, Task
 
@@ -90,33 +91,18 @@ def record_gradients(
         Blocks of shape (k, dim), float64, k <= microbatch: one row per sampled record, in
         the order of ``sample``. An empty sample yields nothing.
 
-    Privacy: row i depends on record ``sample[i]`` and the public model only. A record on which
-    the model or the loss fails becomes a row of NaN, which the clip stage turns into zero: an
-    error would tell that the record is there, and that it was sampled.
+    Privacy: row i depends on record ``sample[i]`` and the public model only (`blocks.py` says up
+    to what). A record on which the model or the loss fails becomes a row of NaN, which the clip
+    stage turns into zero.
     """
-    inputs, targets = data
-    gradients = _gradient_function(model, task)
-    dim = flat_parameters(model).size
-    for start in range(0, len(sample), microbatch):
-        block = torch.tensor(sample[start : start + microbatch])
-        try:
-            yield gradients(inputs[block], targets[block])
-        except Exception:  # noqa: BLE001 - foreign code on private records: which one it was matters
-            yield np.concatenate(
-                [
-                    _gradient_or_nan(gradients, inputs[i], targets[i], dim)
-                    for i in torch.split(block, 1)
-                ]
-            )
-
-
-def _gradient_or_nan(
-    gradients: Callable[[Tensor, Tensor], Matrix], record: Tensor, target: Tensor, dim: int
-) -> Matrix:
-    try:
-        return gradients(record, target)
-    except Exception:  # noqa: BLE001 - see record_gradients
-        return np.full((1, dim), np.nan)
+    inputs, targets = task.test_data()
+    blocks = RecordBlocks(
+        gradients=_gradient_function(model, task),
+        stand_in=(inputs[:1], targets[:1]),
+        dim=flat_parameters(model).size,
+        microbatch=microbatch,
+    )
+    yield from blocks.of_sample(data, sample)
 
 
 def _gradient_function(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor], Matrix]:

@@ -14,7 +14,8 @@ from mpcfl.dp import draw_noise_share, make_plan, quantize_rows, sum_levels
 from mpcfl.dp.accountant import AccountantKind
 from mpcfl.dp.grid import round_grid
 from mpcfl.dp.request import PlanRequest
-from mpcfl.dp.wrap_bound import Levels, _coordinate_wraps, _Spread, wrap_probability
+from mpcfl.dp.rotation import round_signs
+from mpcfl.dp.wrap_bound import Levels, _Spread, _sum_wraps, wrap_probability
 from mpcfl.hazmat.bits import KeystreamBits
 
 Keyed = Callable[[int], KeystreamBits]
@@ -60,7 +61,7 @@ def test_a_plan_with_skellam_noise_is_held_to_the_skellam_tail() -> None:
     # 4 shares of variance 1 in a ring of +-15: far beyond what a Gaussian of variance 4 reaches.
     levels = Levels(sigma=1, clip_levels=0.0, count_level=0, saturation_int=1)
     gaussian, skellam = (
-        _coordinate_wraps(request(mechanism=mechanism, modulus_bits=5), levels, 4)
+        _sum_wraps(request(mechanism=mechanism, modulus_bits=5), levels)
         for mechanism in ("discrete-gaussian", "skellam")
     )
     assert gaussian < 2 * stats.skellam.sf(13, 2, 2) <= skellam
@@ -111,7 +112,7 @@ def test_in_a_ring_too_small_wraps_are_rarer_than_the_bound(
         total = sum(sum_levels([block], plan) + draw_noise_share(plan).take() for block in blocks)
         wrapped += int(np.count_nonzero(np.abs(total) > 2 ** (bits - 1) - 1))
         n_values += total.size
-    bound = _coordinate_wraps(asked, levels, 4)
+    bound = _sum_wraps(asked, levels)
     assert 0 < wrapped / n_values < bound < 0.1
 
 
@@ -131,7 +132,7 @@ def test_a_rotated_signal_alone_stays_within_its_bound(keyed_bits: Keyed) -> Non
         noise = sum(draw_noise_share(plan).take() for _ in range(8))
         wrapped += int(np.count_nonzero(np.abs(levels.sum(axis=0) + noise) > 127))
     asked = request(parties=8, modulus_bits=8, rotation="hadamard")
-    bound = _coordinate_wraps(asked, Levels(1, 40.0, 0, 10**6), 8)
+    bound = _sum_wraps(asked, Levels(1, 40.0, 0, 10**6))
     assert 0 < wrapped / 25_600 < bound < 0.03
 
 
@@ -207,3 +208,17 @@ def test_the_bound_is_rounded_up_to_a_few_bits() -> None:
     mantissa, _ = math.frexp(probability)
     assert (mantissa * 2**16).is_integer()
     assert 0.0 < wrap_probability(request(modulus_bits=60), Levels(8, 10.0, 0, 10)) < 1e-300
+
+
+@pytest.mark.parametrize("bits", [12, 13, 16])
+def test_a_row_aligned_with_the_public_signs_still_fits_the_ring(bits: int) -> None:
+    # A backend refuses a value outside the ring, and all see it: no row may bring that about.
+    plan = make_plan(
+        epsilon=200.0, delta=1e-5, rounds=1, parties=10, dim=2**14, clip_norm=1.0,
+        modulus_bits=bits, rotation="hadamard",
+    )  # fmt: skip
+    aligned = round_signs(plan, 0)[None, :] / math.sqrt(plan.dim) * (1 - 1e-9)
+    largest = np.abs(quantize_rows(aligned, round_grid(plan, 0))).max()
+    # All of the row is in one coordinate, and the noise still has ten deviations of room.
+    assert largest >= 0.9 * plan.scale - 1
+    assert largest + 10 * plan.local_sigma < 2 ** (bits - 1)

@@ -622,3 +622,46 @@ def test_noise_without_a_sum_before_it_is_a_mistake(plan: NoisePlan) -> None:
     optimizer.add_noise()
     with pytest.raises(RuntimeError, match="without clip_and_accumulate"):
         optimizer.add_noise()
+
+
+class MeanMix(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=0)
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += x.detach().sum()
+        return x
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (MeanMix(), nn.Dropout(0.1)),
+        (MeanMix(), nn.AlphaDropout(0.1)),
+        (Remembers(),),
+    ],
+    ids=["mixing beside dropout", "mixing beside alpha dropout", "a buffer with a memory"],
+)
+def test_dropout_hides_no_layer_that_mixes_records(layers: tuple[nn.Module, ...]) -> None:
+    task = MadeUpTask()
+    model = nn.Sequential(nn.Linear(PIXELS, 5), *layers, nn.Linear(5, CLASSES))
+    with pytest.raises(ConfigError, match=r"other records|buffer"):
+        check_local_training(model, task, training(), local_plan(dim=flat_parameters(model).size))
+
+
+class MixesAndDraws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x - x.mean(dim=0), 0.1, self.training)
+
+
+def test_functional_dropout_hides_no_mixing_either() -> None:
+    task = MadeUpTask()
+    model = nn.Sequential(nn.Linear(PIXELS, 5), MixesAndDraws(), nn.Linear(5, CLASSES))
+    with pytest.raises(ConfigError, match="other records"):
+        check_local_training(model, task, training(), local_plan(dim=flat_parameters(model).size))
