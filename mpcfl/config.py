@@ -68,6 +68,8 @@ class Custody(StrEnum):
 Real = Annotated[float, Field(strict=False, allow_inf_nan=False)]
 PositiveReal = Annotated[Real, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+# Without clipping of the sum, its grid has to reach from 2^-10 or so to 128 times the parties.
+_LEAST_LOCAL_BITS = 28
 # TOML has no enums, so a closed set is written as its string.
 UnitName = Annotated[Unit, Field(strict=False)]
 OptimizerName = Annotated[Optimizer, Field(strict=False)]
@@ -154,6 +156,9 @@ class PrivacyTable(_Table):
                 "sample_rate must be 1 at party level: the participants are known, so sampling "
                 "parties amplifies nothing"
             )
+        for key in ("clip_quantile", "clip_learning_rate"):
+            if key in self.model_fields_set and self.clipping is not Clipping.ADAPTIVE:
+                raise ValueError(f'{key} needs clipping = "adaptive"; set it, or leave {key} out')
         if self.placement is Placement.LOCAL:
             self._check_local()
         elif self.clipping is Clipping.ADAPTIVE and self.unit is Unit.NONE:
@@ -237,6 +242,25 @@ class Job(_Table):
             raise ValueError(
                 'parties.weighting = "private" needs privacy.unit = "party"; without privacy use '
                 '"public" weights'
+            )
+        if privacy.max_parties_per_person > self.parties.count:
+            raise ValueError(
+                f"privacy.max_parties_per_person is {privacy.max_parties_per_person}, "
+                f"parties.count {self.parties.count}; nobody has records at more parties than "
+                "there are"
+            )
+        counts = privacy.clipping is Clipping.ADAPTIVE or self.parties.weighting is (
+            Weighting.PRIVATE
+        )
+        if "count_share" in privacy.model_fields_set and not counts:
+            raise ValueError(
+                'privacy.count_share needs clipping = "adaptive" or parties.weighting = "private"; '
+                "leave it out"
+            )
+        if not distributed and self.aggregation.modulus_bits < _LEAST_LOCAL_BITS:
+            raise ValueError(
+                f"aggregation.modulus_bits must be at least {_LEAST_LOCAL_BITS} with "
+                'privacy.placement = "local": updates would be rounded to nothing'
             )
         if privacy.unit is not Unit.NONE and self.aggregation.modulus_bits < self.least_bits:
             raise ValueError(

@@ -83,7 +83,20 @@ class Account:
             raise ValueError("a ledger has one key")
         self.header["public_key"] = public_key
 
+    def check_unit(self, charge: Charge) -> None:
+        """Refuse a charge for another privacy unit; ValueError.
+
+        Figures for records and for parties don't add up: a party-level release costs a record
+        more, and a record-level release says nothing of a party.
+        """
+        if self.last_charge is not None and charge.unit is not self.last_charge.unit:
+            raise ValueError(
+                f"this ledger counts privacy per {self.last_charge.unit}, the charge is per "
+                f"{charge.unit}; keep a ledger for each unit"
+            )
+
     def _reserve(self, sequence: int, charge: Charge) -> None:
+        self.check_unit(charge)
         self.pending[sequence] = (charge, False)
         self.last_charge = charge
         known = self.next_attempts.get(charge.round_id, 0)

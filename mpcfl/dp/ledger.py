@@ -144,11 +144,16 @@ class Ledger:
 
         Raises:
             BudgetExceeded: the charge would pass the budget; nothing was written.
-            LedgerError: there is no budget, or the disk refused.
+            LedgerError: there is no budget, the charge is for another privacy unit than those
+                before it, or the disk refused.
         """
         budget = self._account.budget
         if budget is None:
             raise LedgerError(f"{self._chain.path}: a ledger without a budget takes no charge")
+        try:
+            self._account.check_unit(charge)
+        except ValueError as error:
+            raise LedgerError(f"{self._chain.path}: {error}") from None
         epsilon_after = self._account.epsilon_with(charge)
         if epsilon_after > budget.epsilon:
             raise BudgetExceeded(epsilon_after, budget.epsilon)

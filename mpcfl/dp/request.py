@@ -24,6 +24,9 @@ MOST_BITS = {"none": 64, ROTATED: 20}
 # Under local placement no secure sum bounds the integers: they have to fit an int64 with room.
 _LOCAL_BITS = 62
 _MOST_COUNTS = 2
+# A value leaves the ring with a probability of up to 2^-40 in a run, and all see that it did: that
+# is not in delta, so delta has to be at least a hundred times as much.
+_LEAST_DELTA = 1e-10
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -140,6 +143,11 @@ def check_request(request: PlanRequest) -> None:
     if not 0.0 < request.epsilon < math.inf:
         raise ConfigError(f"epsilon is {request.epsilon}; it must be greater than 0 and finite")
     check_release(request.sample_rate, request.rounds, request.delta)
+    if request.delta < _LEAST_DELTA:
+        raise ConfigError(
+            f"delta is {request.delta:g}; it must be at least {_LEAST_DELTA:g}, far above the "
+            "chance of 2^-40 that a value does not fit the ring"
+        )
     parse_choice(Mechanism, "mechanism", request.mechanism)
     _check_sizes(request)
     _check_ring(request)

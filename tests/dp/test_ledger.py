@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpcfl.config import Placement
+from mpcfl.config import Placement, Unit
 from mpcfl.dp import (
     Budget,
     Charge,
@@ -587,3 +587,14 @@ def test_a_ledger_line_holds_public_facts_only(written: Path) -> None:
         record = json.loads(line)
         if record["kind"] == "reserve":
             assert set(record["body"]["charge"]) == charge_keys
+
+
+def test_charges_for_two_units_dont_share_a_ledger(tmp_path: Path, charge: Charge) -> None:
+    other = dataclasses.replace(charge, unit=Unit.RECORD)
+    assert charge.unit is Unit.PARTY
+    with Ledger.open(tmp_path / "l.jsonl", identity="x/y", budget=Budget(50.0, 1e-5)) as ledger:
+        ledger.reserve(charge)
+        before = ledger.epsilon()
+        with pytest.raises(LedgerError, match="keep a ledger for each unit"):
+            ledger.reserve(other)
+        assert ledger.epsilon() == before

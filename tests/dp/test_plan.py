@@ -432,3 +432,10 @@ def test_importing_the_layer_loads_nothing_heavy() -> None:
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_delta_near_the_chance_of_a_wrap_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1e-10"):
+        make_plan(
+            epsilon=8.0, delta=1e-12, rounds=10, parties=10, dim=50, clip_norm=1.0, modulus_bits=32
+        )
