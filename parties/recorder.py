@@ -184,13 +184,13 @@ class Recorder:
             versions=_versions(),
             stopped_early=stopped,
             plan=public.plan.to_dict(),
+            epsilon_by_party=self._spent_by_party(),
         )
 
     def _privacy(self) -> PrivacyRecord:
         public, privacy = self._rank.public, self._rank.public.job.privacy
         if privacy.unit is Unit.NONE:
-            figures = len(fields(PrivacyRecord)) - 2
-            return PrivacyRecord("none", *[None] * figures, epsilon_by_party={})
+            return PrivacyRecord("none", *[None] * (len(fields(PrivacyRecord)) - 1))
 
         # Every failed attempt is in it: nobody knows which of them somebody opened.
         attempts = 0 if self._rank.ledger is None else self._rank.ledger.charges
@@ -213,7 +213,6 @@ class Recorder:
             mechanism=privacy.mechanism,
             accountant=privacy.accountant,
             neighboring_relation=_RELATIONS[privacy.unit],
-            epsilon_by_party=self._spent_by_party(),
         )
 
 

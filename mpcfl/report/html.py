@@ -118,9 +118,9 @@ def _privacy(record: RunRecord) -> str:
         page.paragraph(f"The guarantee: {guarantee}. Epsilons are rounded up."),
         page.table(
             ("party", "epsilon by its own ledger"),
-            [(name, epsilon_text(spent)) for name, spent in privacy.epsilon_by_party.items()],
+            [(name, epsilon_text(spent)) for name, spent in record.epsilon_by_party.items()],
         )
-        if privacy.epsilon_by_party
+        if record.epsilon_by_party
         else "",
     )
 

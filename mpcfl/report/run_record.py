@@ -34,7 +34,6 @@ class PrivacyRecord:
         epsilon_single: spent in the view of any single party.
         epsilon_outsider: spent in the view of somebody who sees the opened sums only.
         epsilon_own_share: what a party's own noise alone gives if the aggregation fails.
-        epsilon_by_party: what each party's ledger says, by name, after the last round.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
@@ -49,7 +48,6 @@ class PrivacyRecord:
     mechanism: str | None
     accountant: str | None
     neighboring_relation: str | None
-    epsilon_by_party: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +94,7 @@ class RunRecord:
         metrics: ``accuracy`` and others, of the last model on public test data.
         stopped_early: None, or why the run ended before its last round.
         plan: the noise plan's fields; empty without privacy.
+        epsilon_by_party: what each party's ledger says, by name, after the last round.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
@@ -112,6 +111,7 @@ class RunRecord:
     versions: Mapping[str, str]
     stopped_early: str | None
     plan: Mapping[str, Any]
+    epsilon_by_party: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the record as JSON; infinite and undefined numbers become null."""

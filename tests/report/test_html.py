@@ -153,8 +153,8 @@ def test_custody_changes_the_words_and_strangers_get_a_hint():
     assert "another package" in backend_words("stranger", None)
 
 
-def test_what_each_partys_ledger_says_is_in_a_table(run_record, privacy):
-    record = run_record(privacy=privacy(epsilon_by_party={"alice": 1.25, "bob": 1.5}))
+def test_what_each_partys_ledger_says_is_in_a_table(run_record):
+    record = run_record(epsilon_by_party={"alice": 1.25, "bob": 1.5})
     rows = Page(run_report(record)).rows
     assert ["alice", "1.25"] in rows
     assert ["bob", "1.5"] in rows

@@ -8,11 +8,11 @@ from mpcfl.report.run_record import RunRecord, append_round, read_rounds, replac
 
 KEYS = {
     "schema", "job", "backend", "parties", "dim", "privacy", "metrics", "rounds",
-    "model_sha256", "versions", "stopped_early", "plan",
+    "model_sha256", "versions", "stopped_early", "plan", "epsilon_by_party",
 }  # fmt: skip
 PRIVACY_KEYS = {
     "unit", "epsilon", "epsilon_planned", "epsilon_single", "epsilon_outsider",
-    "epsilon_own_share", "delta", "mechanism", "accountant", "neighboring_relation", "epsilon_by_party",
+    "epsilon_own_share", "delta", "mechanism", "accountant", "neighboring_relation",
 }  # fmt: skip
 ROUND_KEYS = {
     "round", "attempt", "parties", "epsilon", "accuracy", "loss", "seconds", "bytes_sent",
