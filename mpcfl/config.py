@@ -83,6 +83,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_enum_values=False)
 
+    def is_chosen(self, key: str) -> bool:
+        """Tell whether a key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
 
 class PartiesTable(_Table):
     """`[parties]`: how many hold data, and what the plan assumes of them."""
@@ -157,7 +161,7 @@ class PrivacyTable(_Table):
                 "parties amplifies nothing"
             )
         for key in ("clip_quantile", "clip_learning_rate"):
-            if key in self.model_fields_set and self.clipping is not Clipping.ADAPTIVE:
+            if self.is_chosen(key) and self.clipping is not Clipping.ADAPTIVE:
                 raise ValueError(f'{key} needs clipping = "adaptive"; set it, or leave {key} out')
         if self.placement is Placement.LOCAL:
             self._check_local()
@@ -243,31 +247,35 @@ class Job(_Table):
                 'parties.weighting = "private" needs privacy.unit = "party"; without privacy use '
                 '"public" weights'
             )
-        if privacy.max_parties_per_person > self.parties.count:
-            raise ValueError(
-                f"privacy.max_parties_per_person is {privacy.max_parties_per_person}, "
-                f"parties.count {self.parties.count}; nobody has records at more parties than "
-                "there are"
-            )
-        counts = privacy.clipping is Clipping.ADAPTIVE or self.parties.weighting is (
-            Weighting.PRIVATE
-        )
-        if "count_share" in privacy.model_fields_set and not counts:
-            raise ValueError(
-                'privacy.count_share needs clipping = "adaptive" or parties.weighting = "private"; '
-                "leave it out"
-            )
-        if not distributed and self.aggregation.modulus_bits < _LEAST_LOCAL_BITS:
-            raise ValueError(
-                f"aggregation.modulus_bits must be at least {_LEAST_LOCAL_BITS} with "
-                'privacy.placement = "local": updates would be rounded to nothing'
-            )
+        self._check_sizes()
         if privacy.unit is not Unit.NONE and self.aggregation.modulus_bits < self.least_bits:
             raise ValueError(
                 f"aggregation.modulus_bits below {self.least_bits} needs privacy.unit = "
                 '"none"; privacy.rotation = "hadamard" works from 10 bits on'
             )
         return self
+
+    def _check_sizes(self) -> None:
+        privacy = self.privacy
+        if privacy.max_parties_per_person > self.parties.count:
+            raise ValueError(
+                f"privacy.max_parties_per_person is {privacy.max_parties_per_person}, "
+                f"parties.count {self.parties.count}; nobody has records at more parties than "
+                "there are"
+            )
+        weights = self.parties.weighting is Weighting.PRIVATE
+        counts = weights or privacy.clipping is Clipping.ADAPTIVE
+        if privacy.is_chosen("count_share") and not counts:
+            raise ValueError(
+                'privacy.count_share needs clipping = "adaptive" or parties.weighting = "private"; '
+                "leave it out"
+            )
+        local = privacy.placement is Placement.LOCAL
+        if local and self.aggregation.modulus_bits < _LEAST_LOCAL_BITS:
+            raise ValueError(
+                f"aggregation.modulus_bits must be at least {_LEAST_LOCAL_BITS} with "
+                'privacy.placement = "local": updates would be rounded to nothing'
+            )
 
     @property
     def least_bits(self) -> int:
