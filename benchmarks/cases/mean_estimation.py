@@ -241,7 +241,7 @@ def draw_curves(cells: Sequence[Cell], path: Path) -> None:
         axes.set(xlabel="epsilon", ylabel="MSE over central Gaussian", yscale="log")
         axes.set_title(f"n = {parties}")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right", fontsize=7)
+    figure.legend(handles, labels, loc="outside right center", fontsize=7)
     figure.savefig(path)
 
 

@@ -16,6 +16,7 @@ What stays open: torch promises no equal rounding of a row beside other rows of 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ Matrix = NDArray[np.float64]
 Gradients = Callable[[Tensor, Tensor], Matrix]
 
 _ROWS_MULTIPLE = 16
+# Torch has one generator in a process; parties that are threads of one take turns with it.
+_GENERATOR = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +110,6 @@ class RecordBlocks:
 @contextmanager
 def _secret_generator() -> Iterator[None]:
     """Seed torch's generator with secret bits, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw_generator_seed())  # noqa: TID251  secret bits, and put back
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(draw_generator_seed())
         yield

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +118,26 @@ def test_dropout_masks_are_secret_whoever_seeded_the_generator() -> None:
         assert torch.equal(torch.get_rng_state(), before)
     # 4 masks of 64 bits are equal by chance once in 2^256.
     assert not np.array_equal(*seen)
+
+
+def test_parties_that_are_threads_take_turns_with_the_one_generator() -> None:
+    inside: list[int] = []
+
+    def alone(inputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
+        inside.append(1)
+        assert len(inside) == 1
+        time.sleep(0.001)
+        drawn = torch.rand(len(inputs), DIM).double().numpy()
+        inside.pop()
+        return drawn
+
+    def party(_: int) -> bytes:
+        found = RecordBlocks(alone, (torch.zeros(1, DIM), torch.tensor([0])), DIM, 1)
+        rows = found.of_sample(records([1] * 20), np.arange(20))
+        return np.concatenate(list(rows)).tobytes()
+
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(party, range(8), timeout=60))
+    assert len(set(drawn)) == 8
+    assert torch.equal(torch.get_rng_state(), before)
