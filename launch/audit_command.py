@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mpcfl.config import Job, load_job
+from mpcfl.errors import ConfigError
 from mpcfl.launch.jobs import find_job
 from mpcfl.report.atomic import write_atomically
 
@@ -66,6 +67,12 @@ class Report(Protocol):
         ...
 
 
+def require_new(out: Path | None) -> None:
+    """Refuse to write a report over a file, before any work is done."""
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists already; choose another --out, nothing is overwritten")
+
+
 def run_dp_audit(options: AuditOptions, *, canaries: int, rounds: int, sample_rate: float) -> bool:
     """Run the job's protocol with canaries; print a lower bound on epsilon beside the promise.
 
@@ -74,6 +81,7 @@ def run_dp_audit(options: AuditOptions, *, canaries: int, rounds: int, sample_ra
     """
     from mpcfl.audit.privacy import CanarySettings, audit_privacy
 
+    require_new(options.out)
     settings = CanarySettings(canaries, rounds, sample_rate)
     return _finish(audit_privacy(options.load(), settings), options)
 
@@ -86,6 +94,7 @@ def run_noise_audit(options: AuditOptions) -> bool:
     """
     from mpcfl.audit.noise_run import audit_noise
 
+    require_new(options.out)
     return _finish(audit_noise(options.load()), options)
 
 
@@ -97,6 +106,7 @@ def run_masks_audit(options: AuditOptions) -> bool:
     """
     from mpcfl.audit.masks import MaskProbe, audit_masks
 
+    require_new(options.out)
     job = options.load()
     aggregation = job.aggregation
     probe = MaskProbe(
@@ -120,6 +130,7 @@ def run_inversion_audit(*, batch: int, out: Path | None, as_json: bool) -> bool:
     from mpcfl.audit.inversion import audit_inversion
     from mpcfl.audit.inversion_report import write_inversion_report
 
+    require_new(out)
     page = Path("runs") / f"inversion-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.html"
     page = page if out is None else out
     report = audit_inversion(InversionSettings(batch=batch))

@@ -15,6 +15,7 @@ from mpcfl.launch.plan_figures import missing_rows, noise_in_mean, view_epsilons
 from mpcfl.launch.plan_page import print_page
 from mpcfl.launch.run_command import RunOptions
 from mpcfl.round import public_state
+from mpcfl.secagg.registry import require_backend
 
 
 def show_plan(options: RunOptions) -> None:
@@ -22,9 +23,11 @@ def show_plan(options: RunOptions) -> None:
 
     Raises:
         ConfigError: the job is wrong.
+        BackendUnavailable: the backend is unknown.
         PlanError: no plan meets it.
     """
     job = options.load()
+    require_backend(job.aggregation.backend)
     # A user's own task is importable from where the command is typed, as it is at the ranks.
     sys.path.append(str(Path.cwd()))
     plan = public_state(job).plan

@@ -19,7 +19,7 @@ from mpcfl.launch.mpirun import Outcome, compose, supervise
 from mpcfl.parties.events import Ended, Event, Failed, from_json
 from mpcfl.parties.resume import Request
 from mpcfl.parties.rules import check_job
-from mpcfl.report.run_folder import fresh_run_path, require_vacant
+from mpcfl.report.run_folder import RunFolder, fresh_run_path, require_vacant
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,16 @@ def _parse(line: str) -> Event | None:
 
 def _raise_failure(outcome: Outcome, failures: list[Failed], out: Path, *, ended: bool) -> None:
     """Raise what went wrong; mpirun's word is not enough, it ends well if all ranks are killed."""
+    # Only a run that got as far as its first checkpoint can go on.
+    remedy = f"; continue it with: mpcfl run --resume {out}" if _has_checkpoint(out) else ""
     if failures:
-        raise MpcflError(failures[0].message)
+        raise MpcflError(failures[0].message + remedy)
     if outcome.exit_code or not ended:
         raise PartyLost(
             f"the run ended with exit code {outcome.exit_code} and no reason given; add --debug "
-            "to see what MPI and the parties wrote, and continue it with: mpcfl run --resume "
-            f"{out}"
+            f"to see what MPI and the parties wrote{remedy}"
         )
+
+
+def _has_checkpoint(out: Path) -> bool:
+    return any(RunFolder(out).checkpoint.glob("*.json"))

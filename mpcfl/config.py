@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from mpcfl.errors import ConfigError
@@ -64,8 +64,16 @@ class Custody(StrEnum):
     CLIENTS = "clients"
 
 
+def _not_a_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("it must be a number, not true or false")
+    return value
+
+
 # TOML writes 1 and 1.0 apart, people do not; everything else is strict.
-Real = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Real = Annotated[
+    float, Field(strict=False, allow_inf_nan=False), BeforeValidator(_not_a_truth_value)
+]
 PositiveReal = Annotated[Real, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 # Without clipping of the sum, its grid has to reach from 2^-10 or so to 128 times the parties.

@@ -26,7 +26,7 @@ from mpcfl.dp.plan import NoisePlan, plan_for_job, ring_plan_for_job
 from mpcfl.dp.quantize import dequantize_sum, quantize_rows, sum_levels
 from mpcfl.dp.sampler import BitSource, poisson_sample
 from mpcfl.learn.apply import ServerState, apply_mean, initial_state
-from mpcfl.learn.local_check import check_local_training
+from mpcfl.learn.local_check import check_local_layers, check_local_training
 from mpcfl.learn.local_dp import LocalTrainer
 from mpcfl.learn.model import check_model, flat_parameters, initial_model, load_flat_parameters
 from mpcfl.learn.registry import load_task
@@ -105,6 +105,8 @@ def public_state(job: Job, task: Task | None = None) -> PublicState:
     """
     task = load_task(job.task) if task is None else task
     model = initial_model(task, job.training.seed)
+    if job.privacy.placement is Placement.LOCAL:
+        check_local_layers(model)
     check_model(model, job.privacy.unit)
     parameters = flat_parameters(model)
     plan = plan_for_job(job, parameters.size)

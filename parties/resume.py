@@ -42,7 +42,9 @@ class Request:
                 raise ConfigError("name a JOB, or the folder of a run with --resume")
             return load_job(self.job, self.overrides, self.parties)
         if self.out is not None:
-            raise ConfigError("a resumed run goes on in its own folder; leave --out out")
+            raise ConfigError(
+                "--out can't be given with --resume: a resumed run goes on in its own folder"
+            )
         folder = require_resumable(self.resume)
         saved = folder.read_job()
         if self.job is not None:

@@ -49,6 +49,7 @@ def test_integer_is_a_real_number(job_file: Path) -> None:
         ("privacy.epsilon=nan", "privacy.epsilon = nan"),
         ('privacy.epsilon="much"', "privacy.epsilon"),
         ("privacy.delta=1", "privacy.delta = 1"),
+        ("privacy.sample_rate=true", "privacy.sample_rate: it must be a number"),
         ('privacy.unit="family"', "privacy.unit = 'family'"),
         ("parties.count=2.5", "parties.count = 2.5"),
         ("parties.count=true", "parties.count = True"),

@@ -14,6 +14,7 @@ from mpcfl.dp.accountant import AccountantKind, accountant_kind
 from mpcfl.dp.chain import read_chain
 from mpcfl.dp.charge import Budget
 from mpcfl.dp.heads import ChainState, Claim, seen_in
+from mpcfl.dp.ledger_key import LedgerKey, key_path
 from mpcfl.errors import LedgerError
 
 
@@ -61,8 +62,8 @@ def verify_ledger(path: Path | str) -> LedgerReport:
     Unresolved reserves and one unfinished last line are reported and counted as spent.
 
     Raises:
-        LedgerError: the file can't be read, the chain is not intact, or somebody signed or saw
-            more of it; names file, line and reason.
+        LedgerError: the file can't be read, the chain is not intact, somebody signed or saw
+            more of it, or the key beside it is another ledger's; names file, line and reason.
     """
     path = Path(path)
     # Before the ledger, which may be growing: whatever they hold is in it by now.
@@ -78,7 +79,9 @@ def verify_ledger(path: Path | str) -> LedgerReport:
     identity = account.header.get("identity", "")
     claims = [Claim(file.path.name, head) for file in seen if (head := file.of(identity))]
     hashes = [entry.hash for entry in entries]
-    ChainState(path, account.header.get("public_key"), hashes).require(claims)
+    public_key = account.header.get("public_key")
+    _require_key(path, public_key)
+    ChainState(path, public_key, hashes).require(claims)
     more = account.last_charge if torn and account.may_be_reserve(torn.content) else None
     return LedgerReport(
         entries=len(entries),
@@ -92,3 +95,13 @@ def verify_ledger(path: Path | str) -> LedgerReport:
         accountant=accountant_kind(account.header.get("accountant", "pld")),
         heads_seen=tuple(SeenBy(claim.witness, claim.head.length) for claim in claims),
     )
+
+
+def _require_key(path: Path, public_key: str | None) -> None:
+    """Refuse a ledger whose key lies beside it and is another one's: it took another's place."""
+    beside = key_path(path)
+    if beside.exists() and LedgerKey.load(beside).public_key != public_key:
+        raise LedgerError(
+            f"{path}: this ledger is not the one that {beside.name} signs for; put back the "
+            "ledger that belongs there"
+        )

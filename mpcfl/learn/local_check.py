@@ -49,10 +49,9 @@ def check_local_training(
         ConfigError: the model has batch normalization or another layer that Opacus does not
             support, fails, or does not give every record a gradient of its own.
     """
-    load_exact_optimizer()
+    check_local_layers(model)
     check_model(model, Unit.RECORD)
     with torch.random.fork_rng(devices=[]):
-        _check_layers(copy.deepcopy(model).train())
         inputs, targets = task.test_data()
         tried = (inputs[:_TRIED], targets[:_TRIED])
         # Dropout can't mix records, and without it passes can be compared.
@@ -72,15 +71,29 @@ def _without_dropout(model: nn.Module) -> nn.Module:
     return plain
 
 
+def check_local_layers(model: nn.Module) -> None:
+    """Refuse a layer that Opacus refuses, with its words and what it would do about it.
+
+    Raises:
+        BackendUnavailable: Opacus is not installed.
+        ConfigError: there is such a layer.
+    """
+    load_exact_optimizer()
+    with torch.random.fork_rng(devices=[]):
+        _check_layers(copy.deepcopy(model).train())
+
+
 def _check_layers(model: nn.Module) -> None:
-    """Refuse a layer that Opacus refuses, with its words and what it would do about it."""
     from opacus.validators import ModuleValidator
 
     # Opacus says the same of every layer of a kind; once is enough.
     words = dict.fromkeys(str(error) for error in ModuleValidator.validate(model, strict=False))
     if not words:
         return
-    changes = "; ".join(_replacements(model, ModuleValidator.fix(model)))
+    try:
+        changes = "; ".join(_replacements(model, ModuleValidator.fix(model)))
+    except Exception:  # noqa: BLE001 - Opacus copies a model by pickling it, which not all allow
+        changes = ""
     remedy = (
         f"opacus.validators.ModuleValidator.fix would make these changes: {changes}; make them in "
         "the task's model(), for mpcfl never changes a model by itself"

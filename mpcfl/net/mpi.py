@@ -256,7 +256,7 @@ class _Deadline:
         if not ranks:
             raise PartyLost(f"MPI failed: {error.Get_error_string()}") from error
         who = self._transport.party_names(ranks)
-        raise PartyLost(f"{who} died during the run; start it again", ranks) from error
+        raise PartyLost(f"{who} died during the run", ranks) from error
 
     def wait(self, poll: Callable[[], tuple[list[int], bool]]) -> None:
         """Poll until no source is missing and all sends are done."""

@@ -381,3 +381,16 @@ def test_a_ledger_from_before_there_were_keys_gets_one(folder: Path, charge: Cha
     key_path(path).unlink()
     with pytest.raises(LedgerError, match="key"):
         opened(path)
+
+
+def test_verify_refuses_a_ledger_in_the_place_of_another(tmp_path: Path) -> None:
+    for name in ("party-0", "party-1"):
+        with Ledger.open(tmp_path / f"{name}.jsonl", identity=name, budget=Budget(4.0, 1e-5)):
+            pass
+    verify_ledger(tmp_path / "party-0.jsonl")
+    (tmp_path / "party-0.jsonl").write_bytes((tmp_path / "party-1.jsonl").read_bytes())
+    with pytest.raises(LedgerError, match=r"party-0\.key signs for"):
+        verify_ledger(tmp_path / "party-0.jsonl")
+    (tmp_path / "party-0.key").write_text("junk")
+    with pytest.raises(LedgerError, match="not a ledger's key"):
+        verify_ledger(tmp_path / "party-0.jsonl")

@@ -156,3 +156,13 @@ def test_a_job_without_a_promise_is_refused() -> None:
     result = invoke("dp", "--set", "privacy.unit=party", "--set", "privacy.sample_rate=1.0")
     assert isinstance(result.exception, ConfigError)
     assert 'set unit = "record"' in str(result.exception)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_report_overwrites_nothing(command: str, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    result = invoke(command, "--out", kept)
+    assert isinstance(result.exception, ConfigError)
+    assert "nothing is overwritten" in str(result.exception)
+    assert kept.read_text() == "mine"

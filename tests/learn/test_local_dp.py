@@ -24,7 +24,7 @@ from mpcfl.dp.sampler import draw_discrete_gaussian, poisson_sample
 from mpcfl.errors import BackendUnavailable, ConfigError
 from mpcfl.hazmat.bits import KeystreamBits, SystemBits, raw_keyed_bits
 from mpcfl.learn.exact_optimizer import ExactEngine, ExactOptimizer
-from mpcfl.learn.local_check import check_local_training
+from mpcfl.learn.local_check import check_local_layers, check_local_training
 from mpcfl.learn.local_dp import LocalTrainer
 from mpcfl.learn.model import flat_parameters, initial_model, load_flat_parameters, model_digest
 from mpcfl.learn.task import Records
@@ -534,7 +534,9 @@ def refusal(task: MadeUpTask, plan: NoisePlan) -> str:
 
 def test_batch_normalization_is_refused_with_its_remedy(plan: NoisePlan) -> None:
     task = sound(lambda: nn.Sequential(nn.BatchNorm1d(PIXELS), nn.Linear(PIXELS, CLASSES)))
-    assert "replace it by torch.nn.GroupNorm" in refusal(task, plan)
+    message = refusal(task, plan)
+    assert "BatchNorm cannot support training" in message
+    assert 'BatchNorm1d at "0" becomes GroupNorm' in message
 
 
 def test_layers_that_opacus_refuses_are_named_with_what_it_would_do(plan: NoisePlan) -> None:
@@ -665,3 +667,13 @@ def test_functional_dropout_hides_no_mixing_either() -> None:
     model = nn.Sequential(nn.Linear(PIXELS, 5), MixesAndDraws(), nn.Linear(5, CLASSES))
     with pytest.raises(ConfigError, match="other records"):
         check_local_training(model, task, training(), local_plan(dim=flat_parameters(model).size))
+
+
+def test_opacus_words_are_shown_for_a_model_that_cannot_be_pickled() -> None:
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = nn.LSTM(PIXELS, CLASSES)
+
+    with pytest.raises(ConfigError, match="LSTM"):
+        check_local_layers(Local())

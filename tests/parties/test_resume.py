@@ -71,7 +71,7 @@ def test_options_without_a_job_are_refused(folder: RunFolder, asked: dict) -> No
 
 
 def test_out_and_resume_exclude_each_other(folder: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="leave --out out"):
+    with pytest.raises(ConfigError, match="--out can't be given with --resume"):
         Request(None, resume=folder.path, out=tmp_path / "new").load()
 
 
