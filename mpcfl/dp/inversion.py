@@ -6,18 +6,22 @@ otherwise on exact arithmetic with further bits. So its law is exact, given perf
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcfl.errors import ConfigError
 from mpcfl.hazmat.bits import BitSource
 
 # mpmath keeps constants in caches that are not safe under threads, and the parties of
 # `run_round` are threads: whoever computes with mpmath here holds this lock.
 EXACT_ARITHMETIC = threading.RLock()
 
+# Candidates per block: 3 words each, so that a block stays in the second-level cache.
+_BLOCK = 1 << 14
 _PREFIX_BITS = 16
 _AMBIGUOUS = -1
 _GUARD_BITS = 64
@@ -109,3 +113,39 @@ def uniform_below(
     product = (words >> np.uint64(32)) * np.uint64(bound)
     j = (product >> np.uint64(32)).view(np.int64)
     return j, (product & np.uint64(0xFFFF_FFFF)) >= np.uint64((1 << 32) % bound)
+
+
+def checked_arguments(name: str, value: int, largest: int, size: int) -> tuple[int, int]:
+    """Return a sampler's parameter and size as integers, or raise ConfigError."""
+    try:
+        value, size = operator.index(value), operator.index(size)
+    except TypeError:
+        raise ConfigError(
+            f"{name} and size must be integers; choose the scale so that {name} is one"
+        ) from None
+    if not 1 <= value <= largest:
+        power = largest.bit_length() - 1
+        raise ConfigError(f"{name} is {value}; it must lie between 1 and 2^{power} = {largest}")
+    if size < 0:
+        raise ConfigError(f"size is {size}; it must not be negative")
+    return value, size
+
+
+def draws_in_blocks(
+    size: int, candidates_per_draw: float, draw_block: Callable[[int], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Fill an array with accepted draws, shape (size,), int64.
+
+    Args:
+        size: how many.
+        candidates_per_draw: about how many candidates one accepted draw needs.
+        draw_block: makes so many candidates and returns the accepted ones.
+    """
+    out = np.empty(size, dtype=np.int64)
+    filled = 0
+    while filled < size:
+        missing = size - filled
+        used = draw_block(min(_BLOCK, int(missing * candidates_per_draw) + 32))[:missing]
+        out[filled : filled + len(used)] = used
+        filled += len(used)
+    return out

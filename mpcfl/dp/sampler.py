@@ -14,7 +14,6 @@ time depends on rejected candidates, not on the values returned; constant time i
 from __future__ import annotations
 
 import math
-import operator
 from fractions import Fraction
 from functools import lru_cache
 
@@ -22,7 +21,14 @@ import numpy as np
 from mpmath.libmp import from_rational, mpf_exp, to_fixed
 from numpy.typing import NDArray
 
-from mpcfl.dp.inversion import EXACT_ARITHMETIC, Inversion, LazyUniform, uniform_below
+from mpcfl.dp.inversion import (
+    EXACT_ARITHMETIC,
+    Inversion,
+    LazyUniform,
+    checked_arguments,
+    draws_in_blocks,
+    uniform_below,
+)
 from mpcfl.errors import ConfigError
 from mpcfl.hazmat.bits import BitSource as BitSource
 from mpcfl.hazmat.bits import SystemBits
@@ -32,8 +38,6 @@ MAX_SIGMA = 1 << 28
 # A float64 decision is trusted only if both sides differ by more than this; the true error of
 # the computed probability is below 2^-49 (three roundings of an exponent below 15, one exp).
 _FILTER_MARGIN = 2.0**-40
-# Candidates per block: 3 words each, so that a block stays in the second-level cache.
-_BLOCK = 1 << 14
 # One accepted draw needs 1.4 candidates for large sigma, and fewer than 2 for every sigma.
 _CANDIDATES_PER_DRAW = 1.42
 _GUARD_BITS = 64
@@ -57,30 +61,10 @@ def sample_discrete_gaussian(*, sigma: int, size: int) -> NDArray[np.int64]:
 
 def draw_discrete_gaussian(sigma: int, size: int, bits: BitSource) -> NDArray[np.int64]:
     """Draw from N_Z(0, sigma^2) with the given bits; see `sample_discrete_gaussian`."""
-    sigma, size = _checked(sigma, size)
-    out = np.empty(size, dtype=np.int64)
-    filled = 0
-    while filled < size:
-        missing = size - filled
-        draws = _draw_block(sigma, min(_BLOCK, int(missing * _CANDIDATES_PER_DRAW) + 32), bits)
-        used = draws[:missing]
-        out[filled : filled + len(used)] = used
-        filled += len(used)
-    return out
-
-
-def _checked(sigma: int, size: int) -> tuple[int, int]:
-    try:
-        sigma, size = operator.index(sigma), operator.index(size)
-    except TypeError:
-        raise ConfigError(
-            "sigma and size must be integers; choose the scale so that sigma is one"
-        ) from None
-    if not 1 <= sigma <= MAX_SIGMA:
-        raise ConfigError(f"sigma is {sigma}; it must lie between 1 and 2^28 = {MAX_SIGMA}")
-    if size < 0:
-        raise ConfigError(f"size is {size}; it must not be negative")
-    return sigma, size
+    sigma, size = checked_arguments("sigma", sigma, MAX_SIGMA, size)
+    return draws_in_blocks(
+        size, _CANDIDATES_PER_DRAW, lambda n_candidates: _draw_block(sigma, n_candidates, bits)
+    )
 
 
 def _draw_block(sigma: int, n_candidates: int, bits: BitSource) -> NDArray[np.int64]:

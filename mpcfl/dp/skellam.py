@@ -24,16 +24,20 @@ Adversary and assumptions: as for `sampler`; constant time is not claimed.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcfl.dp.inversion import Inversion, LazyUniform, uniform_below
+from mpcfl.dp.inversion import (
+    Inversion,
+    LazyUniform,
+    checked_arguments,
+    draws_in_blocks,
+    uniform_below,
+)
 from mpcfl.dp.skellam_law import block_law, masses_of, ratio_fixed
-from mpcfl.errors import ConfigError
 from mpcfl.hazmat.bits import BitSource, SystemBits
 
 # With it B = 2^28, and products of 32-bit words and B stay below 2^64.
@@ -46,8 +50,6 @@ _FLOAT_MARGIN = 2.0**-40
 _GRID_POINTS = 64
 # Absolute accuracy of tabulated masses. They are above 2^-128, of which ratios need 120 bits.
 _TABLE_BITS = 320
-# Candidates per block of the output, and per draw, as in `sampler`.
-_BLOCK = 1 << 14
 _CANDIDATES_PER_DRAW = 1.45
 
 
@@ -69,31 +71,11 @@ def sample_skellam(*, variance: int, size: int) -> NDArray[np.int64]:
 
 def draw_skellam(variance: int, size: int, bits: BitSource) -> NDArray[np.int64]:
     """Draw from the Skellam law with the given bits; see `sample_skellam`."""
-    variance, size = _checked(variance, size)
+    variance, size = checked_arguments("variance", variance, MAX_VARIANCE, size)
     table = _grid_table(variance)
-    out = np.empty(size, dtype=np.int64)
-    filled = 0
-    while filled < size:
-        missing = size - filled
-        draws = _draw_block(table, min(_BLOCK, int(missing * _CANDIDATES_PER_DRAW) + 32), bits)
-        used = draws[:missing]
-        out[filled : filled + len(used)] = used
-        filled += len(used)
-    return out
-
-
-def _checked(variance: int, size: int) -> tuple[int, int]:
-    try:
-        variance, size = operator.index(variance), operator.index(size)
-    except TypeError:
-        raise ConfigError(
-            "variance and size must be integers; choose the scale so that variance is one"
-        ) from None
-    if not 1 <= variance <= MAX_VARIANCE:
-        raise ConfigError(f"variance is {variance}; it must lie between 1 and 2^56")
-    if size < 0:
-        raise ConfigError(f"size is {size}; it must not be negative")
-    return variance, size
+    return draws_in_blocks(
+        size, _CANDIDATES_PER_DRAW, lambda n_candidates: _draw_block(table, n_candidates, bits)
+    )
 
 
 @dataclass(frozen=True, slots=True)
