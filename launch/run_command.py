@@ -16,10 +16,10 @@ from mpcfl.errors import MpcflError, PartyLost
 from mpcfl.launch.jobs import find_job
 from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome, compose, supervise
-from mpcfl.parties.events import Ended, Event, Failed, from_json
+from mpcfl.parties.events import Ended, Event, Failed, Started, from_json
 from mpcfl.parties.resume import Request
 from mpcfl.parties.rules import check_job
-from mpcfl.report.run_folder import RunFolder, fresh_run_path, require_vacant
+from mpcfl.report.run_folder import fresh_run_path, require_vacant
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def run(options: RunOptions) -> None:
     command = compose(job.n_ranks, _program(options, out))
     console.print(shlex.join(command), highlight=False, markup=False, soft_wrap=True)
     failures: list[Failed] = []
-    failed, ended = threading.Event(), threading.Event()
+    failed, began, ended = threading.Event(), threading.Event(), threading.Event()
     with live_view(console) as show:
 
         def on_line(line: str) -> None:
@@ -82,13 +82,15 @@ def run(options: RunOptions) -> None:
                 failed.set()
             else:
                 show(event)
+                if isinstance(event, Started):
+                    began.set()
                 if isinstance(event, Ended):
                     ended.set()
 
         outcome = supervise(command, on_line, failed=failed)
     if options.debug and outcome.exit_code:
         sys.stderr.write("\n".join(outcome.stderr_tail) + "\n")
-    _raise_failure(outcome, failures, out, ended=ended.is_set())
+    _raise_failure(outcome, failures, out if began.is_set() else None, ended=ended.is_set())
     if options.as_json:
         sys.stdout.write((out / "run.json").read_text(encoding="utf-8"))
 
@@ -112,10 +114,12 @@ def _parse(line: str) -> Event | None:
         return None
 
 
-def _raise_failure(outcome: Outcome, failures: list[Failed], out: Path, *, ended: bool) -> None:
+def _raise_failure(
+    outcome: Outcome, failures: list[Failed], began: Path | None, *, ended: bool
+) -> None:
     """Raise what went wrong; mpirun's word is not enough, it ends well if all ranks are killed."""
-    # Only a run that got as far as its first checkpoint can go on.
-    remedy = f"; continue it with: mpcfl run --resume {out}" if _has_checkpoint(out) else ""
+    # A run that began has a checkpoint; one that was refused has another remedy.
+    remedy = "" if began is None else f"; continue it with: mpcfl run --resume {began}"
     if failures:
         raise MpcflError(failures[0].message + remedy)
     if outcome.exit_code or not ended:
@@ -123,7 +127,3 @@ def _raise_failure(outcome: Outcome, failures: list[Failed], out: Path, *, ended
             f"the run ended with exit code {outcome.exit_code} and no reason given; add --debug "
             f"to see what MPI and the parties wrote{remedy}"
         )
-
-
-def _has_checkpoint(out: Path) -> bool:
-    return any(RunFolder(out).checkpoint.glob("*.json"))
