@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mpcfl.net.channel import PairSecrets, SealedTransport
-from mpcfl.net.transport import Transport
+from mpcfl.net.transport import Block, Pending, Transport
 
 # The methods are patched for the whole process, so one session is watched at a time.
 _watching = threading.Lock()
@@ -123,10 +123,20 @@ class TappedTransport:
         self._recorder.note_collective(self.rank, bytes(message))
         return self._transport.allgather(message)
 
-    def allreduce(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """See `Transport.allreduce`; noted is what the first hop of a reduction sends."""
-        self._recorder.note_collective(self.rank, values.tobytes())
-        return self._transport.allreduce(values)
+    def begin_scatter(self, blocks: Sequence[Block], inbox: Mapping[int, Block]) -> Pending:
+        """See `Transport.begin_scatter`; noted is the whole vector, as if all could see it."""
+        self._recorder.note_collective(self.rank, b"".join(block.tobytes() for block in blocks))
+        return self._transport.begin_scatter(blocks, inbox)
+
+    def begin_gather(self, own: Block, inbox: Mapping[int, Block]) -> Pending:
+        """See `Transport.begin_gather`; noted is a part of a sum."""
+        self._recorder.note_collective(self.rank, own.tobytes())
+        return self._transport.begin_gather(own, inbox)
+
+    def begin_allreduce(self, words: NDArray[Any]) -> Pending:
+        """See `Transport.begin_allreduce`; noted is what the first hop of it sends."""
+        self._recorder.note_collective(self.rank, words.tobytes())
+        return self._transport.begin_allreduce(words)
 
     def close(self) -> None:
         """See `Transport.close`."""

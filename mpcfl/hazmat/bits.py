@@ -24,7 +24,8 @@ KEY_BYTES = 32
 TAG_VERSION = "mpcfl/v1"
 # The keystream is read in pieces that stay in the second-level cache.
 _CHUNK_BYTES = 1 << 18
-_ZEROS = bytes(_CHUNK_BYTES)
+# A view, as a slice of bytes would be a copy.
+_ZEROS = memoryview(bytes(_CHUNK_BYTES))
 
 
 class BitSource(Protocol):
@@ -56,8 +57,8 @@ class KeystreamBits:
         self.fill(out)
         return out
 
-    def fill(self, out: NDArray[np.uint64]) -> None:
-        """Write the next ``out.size`` words of the stream into ``out`` (contiguous)."""
+    def fill(self, out: NDArray[Any]) -> None:
+        """Write the next ``out.nbytes`` bytes of the stream into ``out`` (contiguous)."""
         if os.getpid() != self._process_id:
             raise RuntimeError("this bit source was made before a fork; make a new one")
         view = out.data.cast("B")

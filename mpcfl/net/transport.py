@@ -8,7 +8,7 @@ both. Contract test: `tests/contract/test_transport.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NewType, Protocol
+from typing import Any, NewType, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,28 @@ from numpy.typing import NDArray
 from mpcfl.net.meter import Meter
 
 Rank = NewType("Rank", int)
+# Raw bytes, shape (n,), contiguous.
+Block = NDArray[np.uint8]
+
+
+class Pending(Protocol):
+    """Blocks under way: none of their buffers may be read or written until all have arrived."""
+
+    def poll(self) -> bool:
+        """Make progress; return True once everything has left and arrived.
+
+        Raises:
+            PartyLost: a rank died.
+        """
+        ...
+
+    def wait(self) -> None:
+        """Return once everything has left and arrived.
+
+        Raises:
+            PartyLost: a rank died, or something is missing at the deadline.
+        """
+        ...
 
 
 class Transport(Protocol):
@@ -40,10 +62,28 @@ class Transport(Protocol):
         """Return every rank's message, in order of rank; all ranks call it together."""
         ...
 
-    def allreduce(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Return the sum of all ranks' vectors mod 2^64, shape (dim,); all ranks call it together.
+    def begin_scatter(self, blocks: Sequence[Block], inbox: Mapping[int, Block]) -> Pending:
+        """Start to send block r to rank r and to fill ``inbox`` with what the others send here.
 
-        May use ``values`` as its working space.
+        All ranks call it together, as often and in the same order; so with `begin_gather`.
+
+        Args:
+            blocks: one per rank, in order of rank; this rank's own one stays.
+            inbox: by every other rank, a buffer of exactly the length that it sends.
+        """
+        ...
+
+    def begin_gather(self, own: Block, inbox: Mapping[int, Block]) -> Pending:
+        """Start to send ``own`` to all others and to fill ``inbox`` with theirs."""
+        ...
+
+    def begin_allreduce(self, words: NDArray[Any]) -> Pending:
+        """Start to replace ``words`` by the sum over all ranks, mod 2^8, 2^16, 2^32 or 2^64.
+
+        Args:
+            words: uint8, uint16, uint32 or uint64, shape (n,), contiguous; equal at all ranks
+                in type and length. In few long messages it is slower than a scatter and a
+                gather, in many short ones it is faster.
         """
         ...
 

@@ -14,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcfl.config import Custody
-from mpcfl.errors import WrapDetected
+from mpcfl.errors import OutOfOrder, WrapDetected
 from mpcfl.net.transport import Transport
 
 IntVector = NDArray[np.int64]
+# What a sum takes: int32 or int64.
+Levels = NDArray[np.signedinteger[Any]]
 MIN_MODULUS_BITS = 8
 MAX_MODULUS_BITS = 64
+# 256 KiB of int64, a part of the second-level cache.
+_PIECE_WORDS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class SumSettings:
         key_bits: size of a Paillier modulus, where the backend has one.
         custody: who holds the Paillier private key, where the backend has one.
         run_id: 16 random bytes in hex, bound into every derived key.
+        neighbors: k, the ranks that each rank shares masks with, where the backend has masks;
+            None means all others. Checked against the plan by `neighbors.resolve_neighbors`.
+        precompute: make masks for the next sum in the background, where the backend has masks.
     """
 
     dim: int
@@ -39,6 +46,45 @@ class SumSettings:
     key_bits: int = 3072
     custody: Custody = Custody.HOLDER
     run_id: str = ""
+    neighbors: int | None = None
+    precompute: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SumId:
+    """Which sum of a session: equal at all ranks, larger for each sum, never repeated.
+
+    Attributes:
+        round_id: the round, or the number of the sum where there are no rounds.
+        attempt: at that round.
+    """
+
+    round_id: int
+    attempt: int = 0
+
+    @property
+    def expected_next(self) -> SumId:
+        """Return the sum that follows if this one comes through."""
+        return SumId(self.round_id + 1)
+
+
+FIRST_SUM = SumId(0)
+
+
+def next_sum(last: SumId | None, wanted: SumId | None) -> SumId:
+    """Return the sum to be made: the one that is wanted, or by default the one after the last.
+
+    Raises:
+        OutOfOrder: it is not later than the last one, whose masks and keys it would repeat.
+    """
+    if wanted is None:
+        return FIRST_SUM if last is None else last.expected_next
+    if last is not None and wanted <= last:
+        raise OutOfOrder(
+            f"round {wanted.round_id}, attempt {wanted.attempt} does not come after round "
+            f"{last.round_id}, attempt {last.attempt}; every sum needs masks of its own"
+        )
+    return wanted
 
 
 class SecureSum(Protocol):
@@ -49,12 +95,17 @@ class SecureSum(Protocol):
     such a rank take it. What stages hand on is opaque.
     """
 
-    def protect(self, levels: IntVector | None) -> Any:
-        """Stage 5: turn this rank's integers, shape (dim,), into what may leave it.
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
+        """Stage 5: turn this rank's integers into what may leave it. Nothing is sent yet.
+
+        Args:
+            levels: shape (dim,), int32 or int64; not changed, and to be left alone by the
+                caller until `open` has returned.
+            sum_id: names the sum in every key; by default the one after the last.
 
         Raises:
             WrapDetected: a value lies outside [-2^(b-1), 2^(b-1)); it is refused, not wrapped.
-            OutOfOrder: the session was closed.
+            OutOfOrder: the session was closed, or ``sum_id`` is not later than the last one.
         """
         ...
 
@@ -62,10 +113,18 @@ class SecureSum(Protocol):
         """Stage 6: turn all ranks' protected vectors into one protected sum."""
         ...
 
-    def open(self, aggregated: Any) -> IntVector:
-        """Stage 7: return the sum of all inputs, centred mod 2^b, shape (dim,), int64.
+    def open(self, aggregated: Any) -> Levels:
+        """Stage 7: return the sum of all inputs, centred mod 2^b, shape (dim,).
 
-        Every data party learns it. An aggregator does not: it gets an empty vector, shape (0,).
+        It is int64, or int32 where this rank's levels were. Every data party learns it. An
+        aggregator does not: it gets an empty vector, shape (0,).
+        """
+        ...
+
+    def prepare(self) -> None:
+        """Return once all that the next sum needs ahead is ready; at once where that is nothing.
+
+        Local: nothing is sent. Without ``settings.precompute`` there is nothing to wait for.
         """
         ...
 
@@ -82,20 +141,25 @@ class BackendFactory(Protocol):
         ...
 
 
-def check_levels(levels: IntVector | None, dim: int) -> IntVector:
-    """Return ``levels`` as a contiguous vector, shape (dim,), int64; refuse anything else.
+def check_levels(levels: Levels | None, dim: int) -> Levels:
+    """Return ``levels`` as a contiguous vector, shape (dim,); refuse anything else.
 
     Raises:
-        TypeError: there is no vector, or it does not hold int64.
+        TypeError: there is no vector, or it holds neither int32 nor int64.
         ValueError: its shape is not (dim,).
     """
     if levels is None:
         raise TypeError("this backend has no rank without data; every rank brings a vector")
-    if levels.dtype != np.int64:
-        raise TypeError(f"levels must hold int64, not {levels.dtype}")
+    if levels.dtype not in (np.int32, np.int64):
+        raise TypeError(f"levels must hold int32 or int64, not {levels.dtype}")
     if levels.shape != (dim,):
         raise ValueError(f"levels have shape {levels.shape}, the session takes ({dim},)")
     return np.ascontiguousarray(levels)
+
+
+def check_wide_levels(levels: Levels | None, dim: int) -> IntVector:
+    """Return what `check_levels` returns as int64, which may be ``levels`` itself."""
+    return check_levels(levels, dim).astype(np.int64, copy=False)
 
 
 def to_offset_binary(levels: IntVector, modulus_bits: int) -> NDArray[np.uint64]:
@@ -130,13 +194,20 @@ def centre(total: IntVector, modulus_bits: int) -> IntVector:
     return (total << spare) >> spare
 
 
-def check_range(levels: IntVector, modulus_bits: int) -> None:
-    """Refuse values outside [-2^(b-1), 2^(b-1))."""
-    if levels.size == 0 or modulus_bits == 64:
+def check_range(levels: Levels, modulus_bits: int) -> None:
+    """Refuse values outside [-2^(b-1), 2^(b-1)).
+
+    Raises:
+        WrapDetected: there is one.
+    """
+    if modulus_bits >= levels.dtype.itemsize * 8:
         return
     half = 1 << (modulus_bits - 1)
-    if int(levels.min()) < -half or int(levels.max()) >= half:
-        raise WrapDetected(
-            f"a value lies outside the ring of {modulus_bits} bits, [-2^{modulus_bits - 1}, "
-            f"2^{modulus_bits - 1}); use more modulus bits or smaller values"
-        )
+    # Both ends of a piece are found while it is in the cache.
+    for start in range(0, levels.size, _PIECE_WORDS):
+        piece = levels[start : start + _PIECE_WORDS]
+        if int(piece.min()) < -half or int(piece.max()) >= half:
+            raise WrapDetected(
+                f"a value lies outside the ring of {modulus_bits} bits, [-2^{modulus_bits - 1}, "
+                f"2^{modulus_bits - 1}); use more modulus bits or smaller values"
+            )

@@ -17,6 +17,7 @@ import torch
 from torch.distributed import ReduceOp
 
 from mpcfl.errors import ProtocolError
+from mpcfl.net.reduction import allreduce
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.crypten_bridge import crypten
 
@@ -138,7 +139,7 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
             return [self.all_reduce(one, op) for one in tensor]
         if op == ReduceOp.SUM and tensor.dtype == torch.int64:
             flat = tensor.detach().reshape(-1).numpy().view(np.uint64).copy()
-            total = self._transport.allreduce(flat).view(np.int64)
+            total = allreduce(self._transport, flat).view(np.int64)
             return torch.from_numpy(total).reshape(tensor.shape)
         return _fold(self.all_gather(tensor), op)
 

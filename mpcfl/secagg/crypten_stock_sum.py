@@ -29,7 +29,15 @@ import torch
 from mpcfl.errors import BackendUnavailable, OutOfOrder
 from mpcfl.net.transport import Transport
 from mpcfl.secagg import crypten_bridge
-from mpcfl.secagg.base import IntVector, SumSettings, centre, check_levels, check_range
+from mpcfl.secagg.base import (
+    IntVector,
+    Levels,
+    SumId,
+    SumSettings,
+    centre,
+    check_range,
+    check_wide_levels,
+)
 from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
 
@@ -60,16 +68,17 @@ class CryptenStockSum:
         self._count_bytes = count_bytes
         self._shut_down: Callable[[], None] | None = shut_down
 
-    def protect(self, levels: IntVector | None) -> Any:
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`.
 
         Returns:
             This rank's share of the sum: shares of all inputs are added as they are made,
             which bounds the memory and changes no bit.
         """
+        del sum_id  # CrypTen's generators run on by themselves
         if self._shut_down is None:
             raise OutOfOrder("this session was closed; open a new one")
-        vector = check_levels(levels, self._settings.dim)
+        vector = check_wide_levels(levels, self._settings.dim)
         check_range(vector, self._settings.modulus_bits)
         own = torch.from_numpy(vector.copy())
         with self._speaking():
@@ -88,6 +97,9 @@ class CryptenStockSum:
             total = aggregated.reveal().numpy()
         self._count_bytes(total.nbytes)
         return centre(total, self._settings.modulus_bits)
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
 
     def close(self) -> None:
         """End CrypTen's process group; see `SecureSum.close`."""

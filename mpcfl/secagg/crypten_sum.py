@@ -2,9 +2,8 @@
 
 CrypTen as shipped masks an input with two streams, which it shares with its two ring
 neighbours, so two colluders remove the mask. Here every pair of ranks has a stream of its
-own for every sum (AES-256-CTR, keyed by HKDF from the pair's X25519 secret): one side adds
-it, the other subtracts it, so the masks cancel in the sum and in nothing less. What a rank
-holds is its CrypTen share of the *sum*, so aggregation needs no message, and the tensor can
+own for every sum (`masks.py`, the same as in `ring_sum.py`): one side adds it, the other
+subtracts it, so the masks cancel in the sum and in nothing less. What a rank holds is its CrypTen share of the *sum*, so aggregation needs no message, and the tensor can
 be handed on to CrypTen. Source: Bonawitz et al. 2017 (CCS), section 4.1 (pairwise masks).
 
 Assumes a semi-honest coalition: all other parties together learn one party's input (they do
@@ -25,51 +24,59 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mpcfl.hazmat.bits import KeystreamBits, raw_keyed_bits
-from mpcfl.net.channel import PairSecrets, agree_pair_secrets
+from mpcfl.errors import OutOfOrder
+from mpcfl.net.channel import agree_pair_secrets
+from mpcfl.net.reduction import Chunks
 from mpcfl.net.transport import Transport
 from mpcfl.secagg import crypten_bridge
 from mpcfl.secagg.base import (
     IntVector,
+    Levels,
+    SumId,
     SumSettings,
-    check_levels,
+    check_wide_levels,
     from_offset_binary,
+    next_sum,
     to_offset_binary,
 )
 from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
+from mpcfl.secagg.masks import MaskedSource, PairMasks
 
 ArithmeticSharedTensor = crypten.mpc.primitives.ArithmeticSharedTensor
 _PURPOSE = "crypten-mask"
-# Vector and mask pieces of 128 KiB each stay in the second-level cache.
-_CHUNK_WORDS = 1 << 14
+_WORD_BYTES = 8
 
 
 class CryptenSum:
     """A session of sums in CrypTen shares; implements `SecureSum`."""
 
-    def __init__(self, transport: Transport, settings: SumSettings, secrets: PairSecrets) -> None:
+    def __init__(self, transport: Transport, settings: SumSettings, masks: PairMasks) -> None:
         self._settings = settings
-        self._rank = transport.rank
         self._n_ranks = transport.n_ranks
-        self._secrets = secrets
+        self._chunks = Chunks.of(settings.dim, transport.n_ranks, _WORD_BYTES)
+        self._masks: PairMasks | None = masks
         self._communicator = TransportCommunicator(transport)
         self._generators = crypten_bridge.fresh_generators()
-        self._peers = secrets.peers
-        self._sums = 0
+        self._last: SumId | None = None
 
-    def protect(self, levels: IntVector | None) -> Any:
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`.
 
         Returns:
             This rank's share of the sum, an `ArithmeticSharedTensor`, shape (dim,), uniform
             in Z_2^64 to anybody who lacks one of this rank's pair secrets.
         """
-        vector = check_levels(levels, self._settings.dim)
-        share = to_offset_binary(vector, self._settings.modulus_bits)
-        add_pair_masks(share, self._streams())
+        if self._masks is None:
+            raise OutOfOrder("this session was closed; open a new one")
+        vector = check_wide_levels(levels, self._settings.dim)
+        offset = to_offset_binary(vector, self._settings.modulus_bits).view(np.int64)
+        self._last = next_sum(self._last, sum_id)
+        source = MaskedSource(offset, self._last, self._masks, self._chunks)
+        share = np.empty(self._settings.dim, dtype=np.uint64)
+        for number in range(len(self._chunks)):
+            source(number, share[self._chunks.chunk(number)])
         with crypten_bridge.speaking_through(self._communicator, self._generators):
             return ArithmeticSharedTensor.from_shares(
                 torch.from_numpy(share.view(np.int64)), precision=0
@@ -85,30 +92,17 @@ class CryptenSum:
             total = aggregated.reveal().numpy().view(np.uint64)
         return from_offset_binary(total, self._settings.modulus_bits, self._n_ranks)
 
+    def prepare(self) -> None:
+        """See `SecureSum.prepare`."""
+
     def close(self) -> None:
         """Forget all keys; see `SecureSum.close`."""
-        self._secrets.forget()
-
-    def _streams(self) -> list[tuple[KeystreamBits, bool]]:
-        """Return this sum's stream per peer, and whether this side adds it; used once."""
-        self._sums += 1
-        return [
-            (raw_keyed_bits(self._secrets.key(peer, _PURPOSE, self._sums)), self._rank < peer)
-            for peer in self._peers
-        ]
-
-
-def add_pair_masks(share: NDArray[np.uint64], streams: list[tuple[KeystreamBits, bool]]) -> None:
-    """Add (True) or subtract (False) each stream to ``share`` in place, mod 2^64, shape (dim,)."""
-    mask = np.empty(min(_CHUNK_WORDS, share.size), dtype=np.uint64)
-    for start in range(0, share.size, _CHUNK_WORDS):
-        piece = share[start : start + _CHUNK_WORDS]
-        for stream, adds in streams:
-            stream.fill(mask[: piece.size])
-            combine = np.add if adds else np.subtract
-            combine(piece, mask[: piece.size], out=piece)
+        masks, self._masks = self._masks, None
+        if masks is not None:
+            masks.forget()
 
 
 def open_crypten_sum(transport: Transport, settings: SumSettings) -> CryptenSum:
-    """Agree a secret with every peer and open a session; see `BackendFactory`."""
-    return CryptenSum(transport, settings, agree_pair_secrets(transport, settings.run_id))
+    """Agree a secret with every neighbor and open a session; see `BackendFactory`."""
+    secrets = agree_pair_secrets(transport, settings.run_id)
+    return CryptenSum(transport, settings, PairMasks(transport.rank, secrets, _PURPOSE))

@@ -22,8 +22,10 @@ from mpcfl.net.channel import SealedTransport
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import (
     IntVector,
+    Levels,
+    SumId,
     SumSettings,
-    check_levels,
+    check_wide_levels,
     from_offset_binary,
     to_offset_binary,
 )
@@ -89,9 +91,9 @@ class _Link:
         size = min(chunk_values(self.settings.key_bits), max(1, -(-dim // n_owners)))
         return [slice(start, min(start + size, dim)) for start in range(0, dim, size)]
 
-    def encode(self, levels: IntVector | None) -> NDArray[np.uint64]:
+    def encode(self, levels: Levels | None) -> NDArray[np.uint64]:
         """Return the values in offset binary; they stay at this rank."""
-        vector = check_levels(levels, self.settings.dim)
+        vector = check_wide_levels(levels, self.settings.dim)
         return to_offset_binary(vector, self.settings.modulus_bits)
 
     def keep_step(self) -> None:
@@ -146,8 +148,9 @@ class HolderSum:
         self._encrypts = n_ranks > 1 and (not self._is_holder or n_ranks == 2)
         self._path = [0, 1, 0] if n_ranks == 2 else [*range(1, n_ranks), 0]
 
-    def protect(self, levels: IntVector | None) -> _Held:
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> _Held:
         """See `SecureSum.protect`; a holder among three or more keeps its values to itself."""
+        del sum_id  # channels number their messages by themselves
         values = self._link.encode(levels)
         protected = []
         for chunk in self._chunks:
@@ -174,6 +177,9 @@ class HolderSum:
                 message = self._link.wires.exchange({}, [KEY_MAKER])[KEY_MAKER]
                 opened[chunk] = decode_opened(message, chunk.stop - chunk.start)
         return opened
+
+    def prepare(self) -> None:
+        """There is nothing to prepare: phe draws each randomizer as it encrypts."""
 
     def close(self) -> None:
         """Forget all keys; see `SecureSum.close`."""
@@ -223,8 +229,9 @@ class ClientsSum:
         self._is_aggregator = transport.rank == self._aggregator
         self._chunks = self._link.chunks(n_owners=len(self._data_ranks))
 
-    def protect(self, levels: IntVector | None) -> list[Ciphertexts]:
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> list[Ciphertexts]:
         """See `SecureSum.protect`; one list of ciphertexts per chunk, none at the aggregator."""
+        del sum_id  # as above
         if self._is_aggregator and levels is not None:
             raise TypeError("the aggregator has no data; pass None")
         values = None if self._is_aggregator else self._link.encode(levels)
@@ -247,6 +254,9 @@ class ClientsSum:
                 self._open_turn(first, aggregated, opened)
             self._link.keep_step()
         return opened
+
+    def prepare(self) -> None:
+        """There is nothing to prepare: phe draws each randomizer as it encrypts."""
 
     def close(self) -> None:
         """Forget all keys; see `SecureSum.close`."""

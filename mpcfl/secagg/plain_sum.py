@@ -9,8 +9,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcfl.net.reduction import allreduce
 from mpcfl.net.transport import Transport
-from mpcfl.secagg.base import IntVector, SumSettings, centre, check_levels, check_range
+from mpcfl.secagg.base import (
+    IntVector,
+    Levels,
+    SumId,
+    SumSettings,
+    centre,
+    check_range,
+    check_wide_levels,
+)
 
 
 class PlainSum:
@@ -20,20 +29,24 @@ class PlainSum:
         self._transport = transport
         self._settings = settings
 
-    def protect(self, levels: IntVector | None) -> NDArray[np.uint64]:
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> NDArray[np.uint64]:
         """See `SecureSum.protect`; returns a copy of the integers as residues mod 2^64."""
-        vector = check_levels(levels, self._settings.dim)
+        del sum_id  # there is no key to bind to it
+        vector = check_wide_levels(levels, self._settings.dim)
         check_range(vector, self._settings.modulus_bits)
         # The reduction may work in place, and the caller keeps its vector.
         return vector.view(np.uint64).copy()
 
     def aggregate(self, protected: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """See `SecureSum.aggregate`; every rank receives the sum mod 2^64."""
-        return self._transport.allreduce(protected)
+        return allreduce(self._transport, protected)
 
     def open(self, aggregated: NDArray[np.uint64]) -> IntVector:
         """See `SecureSum.open`; 2^b divides 2^64, so centring the reduced sum is exact."""
         return centre(aggregated.view(np.int64), self._settings.modulus_bits)
+
+    def prepare(self) -> None:
+        """There is nothing to prepare."""
 
     def close(self) -> None:
         """There is no key to forget."""

@@ -1,0 +1,192 @@
+"""MPI requests under a deadline: what `mpi.py` posts, this waits for.
+
+Nothing here blocks in MPI: requests are polled, with a sleep in between that grows to 1 ms.
+A dead peer and a silent peer both become `PartyLost`, with a name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from mpcfl.errors import PartyLost
+
+TAG_MESSAGE, TAG_SCATTER, TAG_GATHER = 1, 2, 3
+# MPI counts are 32-bit; a message is cut into pieces of this many bytes, and a piece that
+# is shorter than this ends it.
+PIECE_BYTES = 1 << 28
+_MAX_SLEEP_S = 1e-3
+# The first polls only give way to other processes on the same core.
+_FIRST_SLEEP_S = 1e-6
+_SLEEP_GROWTH = 1.5
+
+
+class Owner(Protocol):
+    """Whose requests these are: a transport that knows names, the dead and its deadline."""
+
+    deadline_s: float
+
+    def party_names(self, ranks: Iterable[int]) -> str:
+        """Return the names of some ranks, for an error text."""
+        ...
+
+    def failed_ranks(self) -> tuple[int, ...]:
+        """Return the ranks that MPI knows to be dead."""
+        ...
+
+    def abandon(self, in_use: object) -> None:
+        """Keep what MPI may still use after a failure."""
+        ...
+
+
+class Deadline:
+    """Turns a peer's death and a silent peer into `PartyLost` with its name.
+
+    Args:
+        owner: whose deadline and names to use.
+        ranks: whom it waits for.
+        in_use: requests and buffers, kept alive if anything fails.
+    """
+
+    def __init__(self, owner: Owner, ranks: Iterable[int], in_use: object) -> None:
+        self._owner = owner
+        self._ranks = tuple(ranks)
+        self._in_use = in_use
+        self._end = time.monotonic() + owner.deadline_s
+
+    def __enter__(self) -> Deadline:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._owner.abandon(self._in_use)
+        if not isinstance(error, MPI.Exception):
+            return
+        # A dead peer shows as one of several error classes, by the call that met it.
+        ranks = self._owner.failed_ranks()
+        if not ranks:
+            raise PartyLost(f"MPI failed: {error.Get_error_string()}") from error
+        who = self._owner.party_names(ranks)
+        raise PartyLost(f"{who} died during the run", ranks) from error
+
+    def wait(self, is_done: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
+        """Poll until ``is_done``; at the deadline, ask who is ``missing``."""
+        sleep_s = 0.0
+        while not is_done():
+            if time.monotonic() > self._end:
+                ranks = tuple(missing()) or self._ranks
+                raise PartyLost(
+                    f"{self._owner.party_names(ranks)} did not answer within "
+                    f"{self._owner.deadline_s:g} s; see whether it still runs, or raise "
+                    "aggregation.deadline_s",
+                    ranks,
+                )
+            time.sleep(sleep_s)
+            sleep_s = min(_MAX_SLEEP_S, sleep_s * _SLEEP_GROWTH + _FIRST_SLEEP_S)
+
+
+class Inbox:
+    """One message on its way in from one source, piece by piece."""
+
+    __slots__ = ("_comm", "_done", "_piece", "_request", "_source", "content")
+
+    def __init__(self, comm: MPI.Intracomm, source: int) -> None:
+        self._comm, self._source = comm, source
+        self._request: MPI.Request | None = None
+        self._piece = bytearray()
+        self._done = False
+        self.content = bytearray()
+
+    def poll(self) -> bool:
+        """Make progress; return True once the whole message is in ``content``."""
+        while not self._done:
+            if self._request is None and not self._match():
+                return False
+            if self._request is not None and not self._request.Test():
+                return False
+            self.content += self._piece
+            self._done = len(self._piece) < PIECE_BYTES
+            self._request = None
+        return True
+
+    def _match(self) -> bool:
+        status = MPI.Status()
+        message = self._comm.Improbe(source=self._source, tag=TAG_MESSAGE, status=status)
+        if message is None:
+            return False
+        self._piece = bytearray(status.Get_count(MPI.BYTE))
+        self._request = message.Irecv([self._piece, MPI.BYTE])
+        return True
+
+
+class Requests:
+    """Requests that were posted together; implements `Pending`.
+
+    Args:
+        owner: the transport.
+        buffers: what the requests read and write; kept alive until they are done.
+        on_done: called once, when all are done.
+    """
+
+    def __init__(self, owner: Owner, buffers: object, on_done: Callable[[], None]) -> None:
+        self._owner = owner
+        self._buffers = buffers
+        self._on_done: Callable[[], None] | None = on_done
+        self._receives: dict[int, list[MPI.Request]] = {}
+        self._all: list[MPI.Request] = []
+
+    def add(self, request: MPI.Request, source: int | None = None) -> None:
+        """Add a request; ``source`` names the rank whose block it receives."""
+        self._all.append(request)
+        if source is not None:
+            self._receives.setdefault(source, []).append(request)
+
+    def poll(self) -> bool:
+        """See `Pending.poll`."""
+        with self._deadline():
+            return self._finished()
+
+    def wait(self) -> None:
+        """See `Pending.wait`."""
+        with self._deadline() as deadline:
+            deadline.wait(self._finished, self._missing)
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._owner, self._receives, (self._all, self._buffers))
+
+    def _finished(self) -> bool:
+        if self._on_done is None:
+            return True
+        if not MPI.Request.Testall(self._all):
+            return False
+        done, self._on_done = self._on_done, None
+        self._buffers = None
+        done()
+        return True
+
+    def _missing(self) -> list[int]:
+        return [s for s, requests in self._receives.items() if not MPI.Request.Testall(requests)]
+
+
+def return_errors(comm: MPI.Intracomm) -> None:
+    """Have errors on a communicator raised here; by MPI's default they end the process."""
+    current = comm.Get_errhandler()
+    if current != MPI.ERRORS_RETURN:
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+    current.Free()
+
+
+def message_pieces(message: bytes) -> list[memoryview]:
+    """Cut a message into pieces below the 32-bit limit; the last one is short, or empty."""
+    view = memoryview(message)
+    return [view[i : i + PIECE_BYTES] for i in range(0, len(view) + 1, PIECE_BYTES)]
+
+
+def block_pieces(block: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Cut a block, whose length both sides know, into pieces; none where it is empty."""
+    return [block[i : i + PIECE_BYTES] for i in range(0, len(block), PIECE_BYTES)]
