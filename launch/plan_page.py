@@ -12,6 +12,7 @@ from rich.text import Text
 from mpcfl.config import Job, Unit
 from mpcfl.dp.noise_plan import NoisePlan, View
 from mpcfl.launch import plan_words as words
+from mpcfl.launch.mask_graph import graph_of_job, graph_words
 from mpcfl.launch.plan_figures import MissingRow, missing_rows, paid_rounds, view_epsilons
 from mpcfl.report.threat_model import OUT_OF_SCOPE
 from mpcfl.report.units import epsilon_text
@@ -27,6 +28,7 @@ def print_page(console: Console, job: Job, plan: NoisePlan) -> None:
     page = _Page(console)
     page.text(words.promise(job))
     if plan.unit is Unit.NONE:
+        _masks(page, job)
         page.numbers("The grid", _grid_numbers(plan))
         page.fingerprint(plan)
         return
@@ -40,6 +42,7 @@ def print_page(console: Console, job: Job, plan: NoisePlan) -> None:
     rows = missing_rows(plan, rounds)
     if rows:
         page.add(_missing_table(rows))
+    _masks(page, job)
     page.section("The noise", words.noise(job, plan))
     if plan.rounding_inflation > _POOR_INFLATION:
         page.text(
@@ -103,6 +106,13 @@ class _Page:
             "Fingerprint", ("All parties compare this fingerprint before the first round.",)
         )
         self.add(Text(plan.fingerprint()))
+
+
+def _masks(page: _Page, job: Job) -> None:
+    graph = graph_of_job(job)
+    if graph is not None:
+        private = job.privacy.unit is not Unit.NONE
+        page.section("Who shares masks with whom", graph_words(graph, private))
 
 
 def _views(plan: NoisePlan, epsilons: dict[str, float]) -> Table:

@@ -70,12 +70,29 @@ def _not_a_truth_value(value: object) -> object:
     return value
 
 
+def read_neighbors(value: object) -> object:
+    """Return ``value`` if it can be a choice of neighbors: "all", "auto" or an integer from 2 on.
+
+    Raises:
+        ValueError: it can't; odd numbers and unsafe ones are refused where the parties are known.
+    """
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 2
+    if not is_number and value not in ("all", "auto"):
+        raise ValueError(
+            f'{value!r} is no number of neighbors; write "all", "auto" (the least that is safe) '
+            "or an even number from 2 on"
+        )
+    return value
+
+
 # TOML writes 1 and 1.0 apart, people do not; everything else is strict.
 Real = Annotated[
     float, Field(strict=False, allow_inf_nan=False), BeforeValidator(_not_a_truth_value)
 ]
 PositiveReal = Annotated[Real, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+# Backends whose masks may be shared with some of the other parties only.
+_SPARSE_BACKENDS = ("crypten", "ring")
 # Without clipping of the sum, its grid has to reach from 2^-10 or so to 128 times the parties.
 _LEAST_LOCAL_BITS = 28
 # TOML has no enums, so a closed set is written as its string.
@@ -85,6 +102,7 @@ CustodyName = Annotated[Custody, Field(strict=False)]
 PlacementName = Annotated[Placement, Field(strict=False)]
 WeightingName = Annotated[Weighting, Field(strict=False)]
 ClippingName = Annotated[Clipping, Field(strict=False)]
+Neighbors = Annotated[Literal["all", "auto"] | int, BeforeValidator(read_neighbors)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
 
@@ -223,7 +241,19 @@ class AggregationTable(_Table):
     modulus_bits: Annotated[int, Field(ge=8, le=64)] = 32
     key_bits: Annotated[int, Field(ge=2048, le=8192, multiple_of=256)] = 3072
     custody: CustodyName = Custody.HOLDER
+    neighbors: Neighbors = "all"
+    precompute: bool = True
     deadline_s: PositiveReal = 120.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.neighbors != "all" and self.backend not in _SPARSE_BACKENDS:
+            names = " or ".join(f'"{name}"' for name in reversed(_SPARSE_BACKENDS))
+            raise ValueError(
+                f'neighbors must be "all" with backend = "{self.backend}"; leave it out, or set '
+                f"backend to {names}, whose masks may be shared with fewer"
+            )
+        return self
 
 
 class Job(_Table):
@@ -277,6 +307,12 @@ class Job(_Table):
             raise ValueError(
                 'privacy.count_share needs clipping = "adaptive" or parties.weighting = "private"; '
                 "leave it out"
+            )
+        neighbors, others = self.aggregation.neighbors, self.parties.count - 1
+        if isinstance(neighbors, int) and neighbors < others and neighbors % 2:
+            raise ValueError(
+                f"aggregation.neighbors = {neighbors} is odd: half of them stand on either side of "
+                f"a party; take {neighbors + 1}"
             )
         local = privacy.placement is Placement.LOCAL
         if local and self.aggregation.modulus_bits < _LEAST_LOCAL_BITS:

@@ -41,6 +41,7 @@ from mpcfl.learn.train import (
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.net.meter import Meter
 from mpcfl.secagg.base import IntVector, SecureSum, SumSettings
+from mpcfl.secagg.neighbors import resolve_neighbors
 from mpcfl.secagg.registry import load_backend
 
 RealVector = NDArray[np.float64]
@@ -56,6 +57,7 @@ class PublicState:
         parameters: the model's trained parameters, shape (dim,), float64.
         server: the state of the server's optimizer.
         counted: the clip norm of the next round, and what opened counts have told of weights.
+        neighbors: k, the parties that each party shares masks with; None means all others.
     """
 
     job: Job
@@ -66,6 +68,7 @@ class PublicState:
     parameters: RealVector
     server: ServerState
     counted: CountState
+    neighbors: int | None = None
 
 
 @dataclass(slots=True)
@@ -101,8 +104,12 @@ def public_state(job: Job, task: Task | None = None) -> PublicState:
 
     Raises:
         ConfigError: the task can't be loaded, or its model can't be trained under this job.
-        PlanError: no noise plan meets the job.
+        PlanError: no noise plan meets the job, or its number of neighbors is not safe.
     """
+    parties = job.parties
+    neighbors = resolve_neighbors(
+        job.aggregation.neighbors, parties.count, parties.colluding, parties.max_dropout
+    )
     task = load_task(job.task) if task is None else task
     model = initial_model(task, job.training.seed)
     if job.privacy.placement is Placement.LOCAL:
@@ -127,6 +134,7 @@ def public_state(job: Job, task: Task | None = None) -> PublicState:
         parameters=parameters,
         server=initial_state(parameters.size, job.server),
         counted=CountState(ring.clip_norm),
+        neighbors=neighbors,
     )
 
 
@@ -311,4 +319,6 @@ def sum_settings(public: PublicState, run_id: str) -> SumSettings:
         key_bits=aggregation.key_bits,
         custody=aggregation.custody,
         run_id=run_id,
+        neighbors=public.neighbors,
+        precompute=aggregation.precompute,
     )

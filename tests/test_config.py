@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -169,6 +170,22 @@ def test_no_privacy_needs_no_epsilon() -> None:
         (["privacy.max_parties_per_person=5"], "nobody has records at more parties"),
         (["aggregation.modulus_bits=12"], 'privacy.rotation = "hadamard"'),
         (["aggregation.modulus_bits=9", 'privacy.rotation="hadamard"'], "below 10"),
+        (
+            ["aggregation.neighbors=0"],
+            'aggregation.neighbors: 0 is no number of neighbors; write "all"',
+        ),
+        (["aggregation.neighbors=1"], 'write "all", "auto"'),
+        (["aggregation.neighbors=true"], 'write "all", "auto"'),
+        (["aggregation.neighbors=2.0"], 'write "all", "auto"'),
+        (['aggregation.neighbors="some"'], "'some' is no number of neighbors"),
+        (["aggregation.neighbors=[2]"], 'write "all", "auto"'),
+        (["parties.count=9", "parties.names=[]", "aggregation.neighbors=5"], "take 6"),
+        (['aggregation.backend="phe"', "aggregation.neighbors=2"], 'neighbors must be "all"'),
+        (
+            ['aggregation.backend="crypten-stock"', 'aggregation.neighbors="auto"'],
+            'set backend to "ring" or "crypten"',
+        ),
+        (['aggregation.precompute="yes"'], "aggregation.precompute = 'yes'"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_the_remedy(
@@ -192,10 +209,31 @@ def test_a_combination_that_makes_no_sense_is_refused_with_the_remedy(
             "parties.max_records=50",
         ],
         ['privacy.unit="none"', 'parties.weighting="public"', "parties.weights=[1,2,3,4]"],
+        ['aggregation.neighbors="auto"'],
+        ['aggregation.backend="ring"', "aggregation.neighbors=2"],
+        # As many as there are others, or more, is everybody; odd or not.
+        ["aggregation.neighbors=3"],
+        ["aggregation.neighbors=7"],
+        ['aggregation.backend="phe"', 'aggregation.neighbors="all"'],
+        ["aggregation.precompute=false"],
     ],
 )
 def test_a_combination_that_makes_sense_is_accepted(job_file: Path, overrides: list[str]) -> None:
     load_job(job_file, overrides)
+
+
+@pytest.mark.parametrize("value", ['"all"', '"auto"', "2"])
+def test_neighbors_are_part_of_the_job_and_come_back_from_its_document(
+    job_file: Path, value: str
+) -> None:
+    job = load_job(job_file, [f"aggregation.neighbors={value}"])
+    assert parse_job(json.loads(job.model_dump_json()), "a copy") == job
+    assert (job.digest() == load_job(job_file).digest()) is (value == '"all"')
+
+
+def test_masks_are_made_ahead_unless_the_job_says_no(job_file: Path) -> None:
+    assert load_job(job_file).aggregation.precompute is True
+    assert load_job(job_file, ["aggregation.precompute=false"]).aggregation.precompute is False
 
 
 def test_every_key_is_documented_with_its_default() -> None:

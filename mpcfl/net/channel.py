@@ -1,11 +1,11 @@
 """Pairwise secrets and authenticated encryption on top of a transport.
 
-Every pair of ranks agrees one secret by X25519 (RFC 7748) with keys made for this session
-only. All keys come from it by HKDF-SHA-256 (RFC 5869), with the run, both ranks and every
-public key of the session in the context, so that two ranks with different views of the
-exchange share no key. Messages are sealed with AES-256-GCM (NIST SP 800-38D): one key per
-direction, the sequence number as nonce, so that a message that was changed, cut, repeated,
-dropped or reordered does not open.
+Every pair of ranks, or every pair of neighbors, agrees one secret by X25519 (RFC 7748) with
+keys made for this session only. All keys come from it by HKDF-SHA-256 (RFC 5869), with the
+run, both ranks and every public key of the session in the context, so that two ranks with
+different views of the exchange share no key. Messages are sealed with AES-256-GCM (NIST SP
+800-38D): one key per direction, the sequence number as nonce, so that a message that was
+changed, cut, repeated, dropped or reordered does not open.
 
 Assumes: the network may read, drop and change everything after the exchange of public keys.
 Does not protect against: an active man in the middle *during* that exchange. Identities are
@@ -16,7 +16,7 @@ and times of messages show.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -181,22 +181,33 @@ class SealedTransport:
 
 
 def agree_pair_secrets(
-    transport: Transport, run_id: str, bits: BitSource | None = None
+    transport: Transport,
+    run_id: str,
+    bits: BitSource | None = None,
+    peers: Collection[int] | None = None,
 ) -> PairSecrets:
-    """Agree one secret with every other rank; all ranks call it together.
+    """Agree one secret with every other rank, or with some; all ranks call it together.
+
+    Public keys go to all ranks either way, since every secret covers all of them.
 
     Args:
         transport: carries the public keys, in the clear.
         run_id: public name of the run, equal at all ranks; bound into every secret.
         bits: source of this rank's ephemeral key; the operating system's unless a test injects one.
+        peers: ranks to agree with, None for all others; a rank that names a peer is named by it.
 
     Returns:
         This rank's secrets, one per peer.
 
     Raises:
+        ValueError: ``peers`` holds this rank, or one that there is not.
         AuthenticationError: a public key has the wrong length, is used twice, or lies in the
             small subgroup (its shared secret would be all zero).
     """
+    others = [rank for rank in range(transport.n_ranks) if rank != transport.rank]
+    wanted = others if peers is None else sorted(set(peers))
+    if not set(wanted) <= set(others):
+        raise ValueError(f"rank {transport.rank} can't agree secrets with {wanted}, only {others}")
     source = SystemBits() if bits is None else bits
     private_key = X25519PrivateKey.from_private_bytes(source.words(_PRIVATE_KEY_WORDS).tobytes())
     own_key = private_key.public_key().public_bytes_raw()
@@ -206,17 +217,16 @@ def agree_pair_secrets(
         raise AuthenticationError
     transcript = hashlib.sha256(domain_tag("pair-transcript", *(k.hex() for k in public_keys)))
     secrets = {}
-    for peer, public_key in enumerate(public_keys):
-        if peer != transport.rank:
-            pair = sorted((transport.rank, peer))
-            tag = domain_tag(
-                "pair-secret",
-                run_id,
-                *pair,
-                *(public_keys[r].hex() for r in pair),
-                transcript.hexdigest(),
-            )
-            secrets[peer] = derive_key(_shared_secret(private_key, public_key), tag)
+    for peer in wanted:
+        pair = sorted((transport.rank, peer))
+        tag = domain_tag(
+            "pair-secret",
+            run_id,
+            *pair,
+            *(public_keys[r].hex() for r in pair),
+            transcript.hexdigest(),
+        )
+        secrets[peer] = derive_key(_shared_secret(private_key, public_keys[peer]), tag)
     return PairSecrets(transport.rank, secrets)
 
 

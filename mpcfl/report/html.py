@@ -138,7 +138,11 @@ def _threats(record: RunRecord) -> str:
         page.subsection("Adversary", page.paragraph(threat_model.ADVERSARY)),
         page.subsection(
             f"Backend {record.backend}",
-            page.paragraph(threat_model.backend_words(record.backend, custody)),
+            page.paragraph(
+                threat_model.backend_words(
+                    record.backend, custody, threat_model.neighbors_of(record.job)
+                )
+            ),
         ),
         page.subsection("Noise", page.paragraph(_noise_words(record))),
         page.subsection("Out of scope", page.bullets(threat_model.OUT_OF_SCOPE)),

@@ -7,6 +7,10 @@ version does; a change of a protocol changes its sentence in the same commit.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from mpcfl.config import parse_job
+from mpcfl.secagg.neighbors import resolve_neighbors
 
 ADVERSARY = (
     "The parties follow the protocol, but a planned number of them (the job's colluding) may pool "
@@ -14,10 +18,30 @@ ADVERSARY = (
     "the noise is sized as if its members had added none."
 )
 
+# How masks are shared between pairs of parties: all pairs, or neighbors on a circle.
+_ALL_PAIRS = (
+    " Every party shares masks with every other one, so only all other parties together can learn "
+    "an honest party's input; the sum is the only value that is opened."
+)
+_SPARSE = (
+    " Each party shares masks with {neighbors} others only: its neighbors on a circle in a random "
+    "order, which all parties draw together once it is settled who takes part. The planned "
+    "coalition, formed before that, learns nothing but the opened sum, except with probability "
+    "2^-40 for each circle; up to the planned number of parties may be missing besides. Any "
+    "{neighbors} parties that are all the neighbors of one party can learn its input if they pool "
+    "what they know, and the circle is public once it is drawn."
+)
+_RING = (
+    "Each party adds masks from a cryptographic generator to its integers, mod 2^b; they are "
+    "agreed between pairs of parties and cancel in the sum."
+)
 _CRYPTEN = (
-    "Each party splits its integers into additive shares in Z_2^64 with masks from a "
-    "cryptographic generator, agreed between every pair of parties. Only all other parties "
-    "together can learn an honest party's input; the sum is the only value that is opened."
+    "Each party's integers are split into CrypTen's additive shares in Z_2^64 with masks from a "
+    "cryptographic generator, agreed between pairs of parties."
+)
+_CRYPTEN_TRIPLES = (
+    " Whatever else is computed with CrypTen on the unopened sum is CrypTen's to protect, and its "
+    "default provider of multiplication triples trusts rank 0."
 )
 _HOLDER = (
     "One party, the holder, owns the Paillier private key. It receives only the product of the "
@@ -35,7 +59,6 @@ _BACKENDS: Mapping[str, str] = {
         "No protection: the integers travel in the clear, and everybody who takes part or listens "
         "learns every party's input. It is a baseline for measurements only."
     ),
-    "crypten": _CRYPTEN,
     "crypten-stock": (
         "CrypTen as shipped, for comparison only. Its zero sharing uses seeds that a party has in "
         "common with its two ring neighbors, so those two together remove a party's mask when a "
@@ -46,6 +69,13 @@ _KEYED: Mapping[tuple[str, str], str] = {
     ("phe", "holder"): _HOLDER,
     ("phe", "clients"): _CLIENTS,
 }
+
+# Before and after the sentence on who shares masks with whom.
+_PAIRWISE: Mapping[str, tuple[str, str]] = {
+    "crypten": (_CRYPTEN, _CRYPTEN_TRIPLES),
+    "ring": (_RING, ""),
+}
+PAIRWISE_BACKENDS = frozenset(_PAIRWISE)
 
 EPSILON_VIEWS: tuple[tuple[str, str, str], ...] = (
     (
@@ -84,8 +114,19 @@ OUT_OF_SCOPE: tuple[str, ...] = (
 )
 
 
-def backend_words(backend: str, custody: str | None) -> str:
-    """Return what a backend protects against and who can learn an honest party's input."""
+def backend_words(backend: str, custody: str | None, neighbors: int | None = None) -> str:
+    """Return what a backend protects against and who can learn an honest party's input.
+
+    Args:
+        backend: its name.
+        custody: who holds the Paillier key, where there is one.
+        neighbors: k, the parties that each shares masks with, where there are masks; None
+            means all others. See `neighbors_of`.
+    """
+    if backend in _PAIRWISE:
+        before, after = _PAIRWISE[backend]
+        shared = _ALL_PAIRS if neighbors is None else _SPARSE.format(neighbors=neighbors)
+        return before + shared + after
     words = _BACKENDS.get(backend) or _KEYED.get((backend, custody or "holder"))
     if words is None:
         return (
@@ -93,6 +134,23 @@ def backend_words(backend: str, custody: str | None) -> str:
             "learn an honest party's input."
         )
     return words
+
+
+def neighbors_of(job: Mapping[str, Any]) -> int | None:
+    """Return k of a job document as a report holds it; None where all share masks with all.
+
+    Raises:
+        ConfigError: this is not a job.
+        PlanError: its number of neighbors is not safe; no run has such a job.
+    """
+    aggregation = job.get("aggregation")
+    if not isinstance(aggregation, Mapping) or aggregation.get("neighbors", "all") == "all":
+        return None
+    checked = parse_job(job, "the job of the report")
+    parties = checked.parties
+    return resolve_neighbors(
+        checked.aggregation.neighbors, parties.count, parties.colluding, parties.max_dropout
+    )
 
 
 def noise_words(unit: str, placement: str = "distributed") -> str:

@@ -14,12 +14,17 @@ from rich.console import Console
 from mpcfl.config import Job, parse_job
 from mpcfl.dp.noise_plan import NoisePlan
 from mpcfl.dp.plan import plan_for_job, ring_plan_for_job
+from mpcfl.errors import PlanError
+from mpcfl.launch.mask_graph import graph_of_job
 from mpcfl.launch.plan_command import plan_document
 from mpcfl.launch.plan_figures import detection_rate, missing_rows, noise_in_mean, paid_rounds
 from mpcfl.launch.plan_page import print_page
 from mpcfl.launch.plan_words import odds
+from mpcfl.round import public_state, sum_settings
+from mpcfl.secagg.neighbors import failure_exponent, least_neighbors, most_removed
 
 RECORD = {"unit": "record", "records": 1000, "sample_rate": 0.1}
+UNPROTECTED = {"none", "unhidden"}
 KEYS = {"scale", "local_sigma", "noise_multiplier", "norm_bound_int", "fingerprint", "epsilons"}
 
 
@@ -48,6 +53,28 @@ JOBS: dict[str, Job] = {
     ),
     "low-bit": job({"rotation": "hadamard"}, aggregation={"backend": "ring", "modulus_bits": 12}),
     "skellam": job({"mechanism": "skellam", "accountant": "rdp"}),
+    "auto": job(
+        {},
+        parties={"count": 100, "colluding": 20, "max_dropout": 10},
+        aggregation={"backend": "ring", "neighbors": "auto"},
+    ),
+    "two": job(
+        {},
+        parties={"count": 10},
+        aggregation={"backend": "crypten", "neighbors": "auto"},
+    ),
+    "wide": job(
+        {},
+        parties={"count": 60, "colluding": 2},
+        aggregation={"backend": "ring", "neighbors": 20},
+    ),
+    "unhidden": parse_job(
+        {
+            "task": "toy", "parties": {"count": 30, "colluding": 3}, "privacy": {"unit": "none"},
+            "training": {"rounds": 2}, "aggregation": {"backend": "ring", "neighbors": 20},
+        },
+        "job",
+    ),
     "given-noise": job({"noise_multiplier": 1.0}),
     "none": parse_job(
         {
@@ -86,7 +113,7 @@ def test_every_plan_is_a_page_that_fits_the_window(name: str, columns: int) -> N
     assert not re.search(r"\b(nan|inf)\b", text)
 
 
-@pytest.mark.parametrize("name", [name for name in JOBS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in JOBS if name not in UNPROTECTED])
 def test_sentences_come_first_and_numbers_last(name: str) -> None:
     text = page(name)
     headings = [
@@ -160,6 +187,15 @@ def test_the_noise_is_given_in_units_of_the_model() -> None:
         ("given-noise", "The budget pays for 5 of 10 rounds"),
         ("given-noise", "of 10: the budget"),
         ("none", "no privacy is asked for"),
+        ("party", "Each party shares masks with all others (9). Only all of them together"),
+        ("auto", "with 24 of 99 others: its neighbors on a circle in a random order"),
+        ("auto", "With up to 20 colluding and 10 missing, the others stay tied together by"),
+        ("auto", "Any 24 parties that are all the neighbors of one party can read its vector"),
+        ("two", "With up to 1 colluding and 0 missing, the others stay tied together by their"),
+        ("two", "One more colluding or missing than planned is one too many"),
+        ("two", "Warning: 2 parties in the right places are enough for that, and the plan reckons"),
+        ("two", "Any 2 parties that are all the neighbors of one party can read its vector"),
+        ("unhidden", "nothing hides it then"),
     ],
 )
 def test_each_kind_of_plan_has_its_own_sentence(name: str, sentence: str) -> None:
@@ -180,14 +216,62 @@ def test_a_budget_that_ends_the_run_early_is_what_the_page_speaks_of() -> None:
 @pytest.mark.parametrize("name", JOBS)
 def test_the_document_is_json_and_keeps_its_keys(name: str) -> None:
     ring = ring_plan_for_job(JOBS[name], 650)
-    document = plan_document(plan(name), ring)
+    document = plan_document(JOBS[name], plan(name), ring)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document.keys() >= KEYS
     assert document["vector_dim"] == ring.vector_dim
     assert (document["ring"] is not None) == (name == "local")
     assert set(document["epsilons"]) == (
-        set() if name == "none" else {"coalition", "single", "outsider", "own-share"}
+        set() if name in UNPROTECTED else {"coalition", "single", "outsider", "own-share"}
     )
+
+
+def test_masks_are_spoken_of_where_the_backend_has_some() -> None:
+    for name, planned in JOBS.items():
+        pairwise = planned.aggregation.backend in {"ring", "crypten"}
+        assert ("Who shares masks with whom" in page(name)) is pairwise
+        assert (graph_of_job(planned) is not None) is pairwise
+
+
+def test_the_figures_of_the_graph_are_those_of_the_circle() -> None:
+    graph = graph_of_job(JOBS["auto"])
+    assert graph.neighbors == least_neighbors(100, 20, 10)
+    assert graph.failure_exponent == failure_exponent(100, 30, graph.neighbors) <= -40
+    assert graph.most_removed == most_removed(100, graph.neighbors) >= graph.planned == 30
+    words = sentences("auto")
+    assert f"except with probability 2^{graph.failure_exponent}, rounded up" in words
+    assert f"Up to {graph.most_removed} colluding or missing" in words
+    document = plan_document(JOBS["auto"], plan("auto"), plan("auto"))["mask_graph"]
+    assert document == {
+        "neighbors": graph.neighbors, "others": 99, "colluding": 20, "max_dropout": 10,
+        "failure_exponent": graph.failure_exponent, "most_removed": graph.most_removed,
+    }  # fmt: skip
+
+
+def test_a_thin_margin_is_warned_of_and_a_wide_one_is_not() -> None:
+    assert "Warning:" in sentences("two")
+    assert "Warning:" not in sentences("wide")
+    assert "Warning:" not in sentences("party")
+
+
+def test_a_job_whose_neighbors_are_not_safe_is_refused_before_anything_is_sent() -> None:
+    parties = {"count": 60, "colluding": 10}
+    masks = {"backend": "ring", "neighbors": 8}
+    unsafe = job({}, parties=parties, aggregation=masks)
+    for refuse in (lambda: public_state(unsafe), lambda: graph_of_job(unsafe)):
+        with pytest.raises(PlanError, match=r"neighbors = 8 is not safe.*take 12 or more"):
+            refuse()
+
+
+@pytest.mark.parametrize(
+    ("choice", "neighbors"), [("all", None), ("auto", 12), (20, 20), (59, None), (80, None)]
+)
+def test_what_a_session_of_sums_is_told(choice: object, neighbors: int | None) -> None:
+    masks = {"backend": "ring", "neighbors": choice, "precompute": neighbors is None}
+    public = public_state(job({}, parties={"count": 60, "colluding": 10}, aggregation=masks))
+    settings = sum_settings(public, "run")
+    assert settings.neighbors == neighbors
+    assert settings.precompute is (neighbors is None)
 
 
 def test_a_detection_rate_is_a_bound_between_guessing_and_certainty() -> None:

@@ -5,12 +5,67 @@ import numpy as np
 import pytest
 
 from mpcfl.errors import AuthenticationError, OutOfOrder
+from mpcfl.net import channel
 from mpcfl.net.channel import PairSecrets, SealedTransport, agree_pair_secrets
 from mpcfl.net.memory import MemoryTransport, run_parties
 
 
 def agree(n_ranks, run_id="run"):
     return run_parties(n_ranks, lambda transport: agree_pair_secrets(transport, run_id))
+
+
+def ring_of(rank, n_ranks):
+    return ((rank - 1) % n_ranks, (rank + 1) % n_ranks)
+
+
+def test_neighbors_share_secrets_and_nobody_else_does():
+    def party(transport):
+        return agree_pair_secrets(transport, "run", peers=ring_of(transport.rank, 5))
+
+    secrets = run_parties(5, party)
+    for rank in range(5):
+        assert secrets[rank].peers == tuple(sorted(ring_of(rank, 5)))
+        for peer in ring_of(rank, 5):
+            assert secrets[rank].key(peer, "mask", 1) == secrets[peer].key(rank, "mask", 1)
+        with pytest.raises(OutOfOrder):
+            secrets[rank].key((rank + 2) % 5, "mask", 1)
+    assert len({secrets[rank].key((rank + 1) % 5, "mask", 1) for rank in range(5)}) == 5
+
+
+@pytest.mark.parametrize("n_ranks", [5, 9])
+def test_key_agreement_takes_as_many_exchanges_as_there_are_neighbors(n_ranks, monkeypatch):
+    done = []
+    original = channel._shared_secret
+    monkeypatch.setattr(channel, "_shared_secret", lambda *a: done.append(1) or original(*a))
+    run_parties(n_ranks, lambda t: agree_pair_secrets(t, "run", peers=ring_of(t.rank, n_ranks)))
+    assert len(done) == 2 * n_ranks
+
+
+def test_secrets_of_neighbors_cover_the_public_keys_of_all():
+    # Rank 2 is no neighbor of 0 and 1; a view of its key that differs still parts them.
+    class Changed(MemoryTransport):
+        def allgather(self, message):
+            return [*super().allgather(message)[:2], b"\x09" + bytes(31)]
+
+    def party(transport, changed):
+        if changed and transport.rank == 0:
+            transport.__class__ = Changed
+        peers = {0: [1], 1: [0], 2: []}[transport.rank]
+        return agree_pair_secrets(transport, "run", peers=peers)
+
+    for changed in (False, True):
+        left, right, _ = run_parties(3, lambda t, c=changed: party(t, c))
+        assert (left.key(1, "mask") == right.key(0, "mask")) is not changed
+
+
+@pytest.mark.parametrize("peers", [[0, 1], [1, 3], [-1]])
+def test_a_peer_that_is_oneself_or_nobody_is_refused(peers):
+    def party(transport):
+        if transport.rank == 0:
+            agree_pair_secrets(transport, "run", peers=peers)
+
+    with pytest.raises(ValueError, match=r"only \[1, 2\]"):
+        run_parties(3, party)
 
 
 def channels(purpose="test"):
