@@ -45,6 +45,10 @@ class WordCodec:
                 shift += width
         return tuple(planes)
 
+    def reduce(self, words: Words, out: Words) -> None:
+        """Write the words mod 2^b into ``out``."""
+        np.bitwise_and(words, self.dtype.type((1 << self.bits) - 1), out=out)
+
     def packed_bytes(self, n_words: int) -> int:
         """Return how many bytes ``n_words`` take on the wire."""
         if self.is_identity:
@@ -60,7 +64,8 @@ class WordCodec:
         position = 0
         for width, shift in self._planes:
             end = position + len(padded) * width // _BYTE_BITS
-            _pack_plane(padded >> self.dtype.type(shift), width, packed[position:end])
+            shifted = padded >> self.dtype.type(shift) if shift else padded
+            _pack_plane(shifted, width, packed[position:end])
             position = end
         return packed
 

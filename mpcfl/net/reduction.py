@@ -186,9 +186,8 @@ class Reduction:
         landing = sink.landing(where)
         # The chunk's buffer is used again before these bytes have left, the landing is not.
         part = landing[slices[self._transport.rank]]
-        packed = self._codec.pack(total)
-        self._codec.unpack(packed, part)
-        own = part.view(np.uint8) if self._codec.is_identity else packed
+        self._codec.reduce(total, part)
+        own = self._codec.pack(part)
         parts = {rank: slices[rank] for rank in self._others()}
         inbox = self._inbox(parts, landing if self._codec.is_identity else None)
         pending = self._transport.begin_gather(own, inbox)
@@ -198,11 +197,10 @@ class Reduction:
     def _run_tree(self, source: Source, sink: Sink) -> None:
         words, where = self._buffer(0), self._chunks.chunk(0)
         source(0, words)
-        mask = self._codec.dtype.type((1 << self._codec.bits) - 1)
-        words &= mask
+        self._codec.reduce(words, words)
         self._transport.begin_allreduce(words).wait()
         landing = sink.landing(where)
-        np.bitwise_and(words, mask, out=landing)
+        self._codec.reduce(words, landing)
         sink.finish(where, landing)
 
     def _buffer(self, number: int) -> Words:

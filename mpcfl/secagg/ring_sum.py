@@ -1,10 +1,10 @@
 """The `ring` backend: pairwise masks in Z_2^b, b from 8 to 64, and b bits per word on the wire.
 
 Every rank adds a stream per peer to its integers (`masks.py`) and puts the result, mod 2^b,
-into a reduction in chunks (`net/reduction.py`). Masking, sending and adding up overlap, and no
-more than three vectors are ever held: the input, the output and, if they are made ahead, the
-masks. Since masks are uniform in Z_2^b and all arithmetic is mod 2^b, no carry leaves the
-ring: nobody learns more of the sum than its residue.
+into a reduction in chunks (`net/reduction.py`). Masking, sending and adding up overlap; beside
+the input and the sum three chunks are held, and masks that were made ahead lie where the sum
+will go, if its words are as wide. Since masks are uniform in Z_2^b and all arithmetic is mod
+2^b, no carry leaves the ring: nobody learns more of the sum than its residue.
 
 Assumes a semi-honest coalition. With masks between all pairs, all other parties together learn
 one party's input (they do so from the sum alone); any fewer learn the sum of the honest
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,13 @@ class RingSum:
         self._last = next_sum(self._last, sum_id)
         prepared = None if self._preparation is None else self._preparation.take(self._last)
         source = MaskedSource(vector, self._last, self._masks, self._chunks, prepared)
-        return _Protected(source, np.empty(self._settings.dim, dtype=vector.dtype))
+        return _Protected(source, self._room_for_sum(vector.dtype, prepared))
+
+    def _room_for_sum(self, dtype: np.dtype[Any], prepared: Words | None) -> Levels:
+        """Return where the sum goes: over its masks, which each chunk has used up by then."""
+        if prepared is not None and prepared.dtype.itemsize == dtype.itemsize:
+            return prepared.view(dtype)
+        return np.empty(self._settings.dim, dtype=dtype)
 
     def aggregate(self, protected: _Protected) -> Levels:
         """See `SecureSum.aggregate`: mask, send and add up, chunk by chunk."""
