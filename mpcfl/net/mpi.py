@@ -121,9 +121,9 @@ class MpiTransport:
             self.meter.count_sent(words.nbytes)
             self.meter.count_received(words.nbytes)
 
-        requests = Requests(self, words, count)
+        requests = Requests(self, self._others(), words, count)
         if self.n_ranks > 1 and words.size:
-            with Deadline(self, self._others(), (requests, words)):
+            with Deadline(self, self._others(), requests):
                 requests.add(self._comm.Iallreduce(MPI.IN_PLACE, words, op=MPI.SUM))
         return requests
 
@@ -175,8 +175,9 @@ class MpiTransport:
             for block in incoming.values():
                 self.meter.count_received(block.nbytes)
 
-        requests = Requests(self, (outgoing, incoming), count)
-        with Deadline(self, (*outgoing, *incoming), (requests, outgoing, incoming)):
+        ranks = {*outgoing, *incoming}
+        requests = Requests(self, ranks, (outgoing, incoming), count)
+        with Deadline(self, ranks, requests):
             for source, block in incoming.items():
                 for piece in block_pieces(block):
                     request = self._comm.Irecv([piece, MPI.BYTE], source=source, tag=tag)

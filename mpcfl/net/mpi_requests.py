@@ -24,6 +24,9 @@ _MAX_SLEEP_S = 1e-3
 # The first polls only give way to other processes on the same core.
 _FIRST_SLEEP_S = 1e-6
 _SLEEP_GROWTH = 1.5
+# What is under way: MPI reads and writes the buffers of a request until it is done, also if its
+# owner has failed elsewhere and forgotten it.
+_under_way: set[Requests] = set()
 
 
 class Owner(Protocol):
@@ -129,12 +132,16 @@ class Requests:
 
     Args:
         owner: the transport.
+        ranks: whom they wait for.
         buffers: what the requests read and write; kept alive until they are done.
         on_done: called once, when all are done.
     """
 
-    def __init__(self, owner: Owner, buffers: object, on_done: Callable[[], None]) -> None:
+    def __init__(
+        self, owner: Owner, ranks: Iterable[int], buffers: object, on_done: Callable[[], None]
+    ) -> None:
         self._owner = owner
+        self._ranks = tuple(ranks)
         self._buffers = buffers
         self._on_done: Callable[[], None] | None = on_done
         self._receives: dict[int, list[MPI.Request]] = {}
@@ -143,6 +150,7 @@ class Requests:
     def add(self, request: MPI.Request, source: int | None = None) -> None:
         """Add a request; ``source`` names the rank whose block it receives."""
         self._all.append(request)
+        _under_way.add(self)
         if source is not None:
             self._receives.setdefault(source, []).append(request)
 
@@ -157,7 +165,7 @@ class Requests:
             deadline.wait(self._finished, self._missing)
 
     def _deadline(self) -> Deadline:
-        return Deadline(self._owner, self._receives, (self._all, self._buffers))
+        return Deadline(self._owner, self._ranks, self)
 
     def _finished(self) -> bool:
         if self._on_done is None:
@@ -166,6 +174,7 @@ class Requests:
             return False
         done, self._on_done = self._on_done, None
         self._buffers = None
+        _under_way.discard(self)
         done()
         return True
 

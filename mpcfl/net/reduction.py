@@ -4,7 +4,8 @@ Each chunk is cut into one slice per rank. A rank sends every slice to the rank 
 up, and then sends the sum of its own slice to all: 2 (n-1)/n of a vector leaves and reaches
 every rank, which is the least that any algorithm needs, and b bits travel per word. While one
 chunk is under way the next one is made (in a thread of its own where the caller gives one)
-and the one before is finished, so at most three chunks are held beside input and output.
+and the one before is finished. Words are made, sent and received where the sum will lie; beside
+that, what is received to be added up takes room, two chunks at most.
 
 Where slices get very short, many messages cost more than their bytes, and MPI's own tree
 reduction takes over (`Transport.begin_allreduce`).
@@ -18,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -34,8 +35,6 @@ _LEAST_SLICE_WORDS = 1 << 14
 # Below this many bytes per slice, and from this many ranks on, the tree is faster.
 _TREE_SLICE_BYTES = 256
 _TREE_RANKS = 16
-# Chunks that are made, under way or being finished at the same time.
-_DEPTH = 3
 _POLL_S = 5e-5
 
 
@@ -91,12 +90,41 @@ class Sink(Protocol):
     """Takes the sum, chunk by chunk and in order."""
 
     def landing(self, where: slice) -> Words:
-        """Return a vector for the sum of a chunk, whose place in the whole is ``where``."""
+        """Return room for a chunk, whose place in the whole is ``where``.
+
+        It first takes what this rank puts in, and then the sum. It is asked for once.
+        """
         ...
 
     def finish(self, where: slice, total: Words) -> None:
         """Take the sum mod 2^b that now lies in what `landing` returned."""
         ...
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """One chunk on its way from this rank's words to the sum.
+
+    Attributes:
+        where: its place in the whole.
+        slices: one per rank, in the chunk.
+        words: this rank's words, then the sum.
+        made: its making, where that is left to another thread.
+        inbox: by rank, what comes from there.
+        pending: what is under way.
+    """
+
+    where: slice
+    slices: list[slice]
+    words: Words
+    made: Future[None] | None = None
+    inbox: dict[int, Block] = field(default_factory=dict)
+    pending: Pending | None = None
+
+    def wait(self) -> None:
+        """Return once nothing of it is under way."""
+        if self.pending is not None:
+            self.pending.wait()
 
 
 class Reduction:
@@ -120,9 +148,6 @@ class Reduction:
         self._codec = codec
         self._chunks = chunks
         self._executor = executor
-        depth = min(_DEPTH, max(1, len(chunks)))
-        self._buffers = np.empty((depth, min(chunks.words, chunks.dim)), dtype=codec.dtype)
-        self._made: Future[None] | None = None
 
     def run(self, source: Source, sink: Sink) -> None:
         """Add up all ranks' words; see `Source` and `Sink`.
@@ -133,126 +158,102 @@ class Reduction:
         if _uses_tree(self._chunks, self._codec):
             self._run_tree(source, sink)
             return
-        count = len(self._chunks)
-        scattered: _Scattered | None = None
-        gathered: _Gathered | None = None
-        self._start_making(source, 0)
-        for number in range(count + 2):
-            upcoming = None
-            if number < count:
-                upcoming = self._scatter(source, number, (scattered, gathered))
-            done, gathered = gathered, None
-            if scattered is not None:
-                gathered = self._gather(scattered, sink)
-            if done is not None:
-                done.finish(sink)
-            scattered = upcoming
+        # The oldest first: one chunk is gathered, one scattered, one made.
+        under_way: list[_Chunk] = []
+        upcoming = self._start_making(source, sink, 0)
+        for number in range(len(self._chunks)):
+            chunk, upcoming = upcoming, None
+            if chunk is not None:
+                self._make(source, number, chunk, under_way)
+                upcoming = self._start_making(source, sink, number + 1)
+                self._scatter(chunk)
+                under_way.append(chunk)
+            self._advance(under_way[-2:-1])
+            self._finish(under_way, sink, leave=2)
+        self._advance(under_way[-1:])
+        self._finish(under_way, sink, leave=0)
 
-    def _start_making(self, source: Source, number: int) -> None:
-        if number < len(self._chunks) and self._executor is not None:
-            self._made = self._executor.submit(source, number, self._buffer(number))
+    def _start_making(self, source: Source, sink: Sink, number: int) -> _Chunk | None:
+        if number >= len(self._chunks):
+            return None
+        where = self._chunks.chunk(number)
+        chunk = _Chunk(where, self._chunks.slices(number), sink.landing(where))
+        if self._executor is not None:
+            chunk.made = self._executor.submit(source, number, chunk.words)
+        return chunk
 
-    def _scatter(
-        self, source: Source, number: int, under_way: tuple[_UnderWay | None, ...]
-    ) -> _Scattered:
-        """Have a chunk made and start sending its slices to the ranks that add them up."""
-        words = self._buffer(number)
-        if self._made is None:
-            source(number, words)
-        else:
-            _wait_for(self._made, under_way)
-            self._made = None
-        slices = self._chunks.slices(number)
-        # The buffer after next may still be on its way; the next one is free.
-        self._start_making(source, number + 1)
-        blocks = [self._codec.pack(words[part]) for part in slices]
-        own = slices[self._transport.rank]
-        inbox = self._inbox(dict.fromkeys(self._others(), own))
-        pending = self._transport.begin_scatter(blocks, inbox)
-        return _Scattered(pending, number, words[own], inbox)
+    def _make(self, source: Source, number: int, chunk: _Chunk, under_way: list[_Chunk]) -> None:
+        """Return once a chunk is made; MPI moves what is under way only while it is polled."""
+        if chunk.made is None:
+            source(number, chunk.words)
+            return
+        while not chunk.made.done():
+            for one in under_way:
+                if one.pending is not None:
+                    one.pending.poll()
+            time.sleep(_POLL_S)
+        chunk.made.result()
 
-    def _gather(self, scattered: _Scattered, sink: Sink) -> _Gathered:
-        """Add up this rank's slice of a chunk and start exchanging the sums."""
-        scattered.pending.wait()
-        total = scattered.own
-        summand = np.empty_like(total)
-        for block in scattered.inbox.values():
+    def _scatter(self, chunk: _Chunk) -> None:
+        """Start sending a chunk's slices to the ranks that add them up."""
+        blocks = [self._codec.pack(chunk.words[part]) for part in chunk.slices]
+        length = _length(chunk.slices[self._transport.rank])
+        chunk.inbox = {rank: self._block(length) for rank in self._others()}
+        chunk.pending = self._transport.begin_scatter(blocks, chunk.inbox)
+
+    def _advance(self, scattered: list[_Chunk]) -> None:
+        """Add up this rank's slice of a scattered chunk and start exchanging the sums."""
+        for chunk in scattered:
+            chunk.wait()
+            total = chunk.words[chunk.slices[self._transport.rank]]
+            self._add_up(chunk.inbox, total)
+            self._codec.reduce(total, total)
+            parts = {rank: chunk.words[chunk.slices[rank]] for rank in self._others()}
+            chunk.inbox = {
+                # The words that were there have left.
+                rank: part.view(np.uint8) if self._codec.is_identity else self._block(part.size)
+                for rank, part in parts.items()
+            }
+            chunk.pending = self._transport.begin_gather(self._codec.pack(total), chunk.inbox)
+
+    def _add_up(self, inbox: Mapping[int, Block], total: Words) -> None:
+        summand = np.empty(0 if self._codec.is_identity else total.size, dtype=total.dtype)
+        for block in inbox.values():
             if self._codec.is_identity:
-                summand = block.view(self._codec.dtype)
+                summand = block.view(total.dtype)
             else:
                 self._codec.unpack(block, summand)
             np.add(total, summand, out=total)
-        where, slices = self._chunks.chunk(scattered.number), self._chunks.slices(scattered.number)
-        landing = sink.landing(where)
-        # The chunk's buffer is used again before these bytes have left, the landing is not.
-        part = landing[slices[self._transport.rank]]
-        self._codec.reduce(total, part)
-        own = self._codec.pack(part)
-        parts = {rank: slices[rank] for rank in self._others()}
-        inbox = self._inbox(parts, landing if self._codec.is_identity else None)
-        pending = self._transport.begin_gather(own, inbox)
-        landings = {rank: landing[part] for rank, part in parts.items()}
-        return _Gathered(pending, where, landing, inbox, landings, self._codec)
+
+    def _finish(self, under_way: list[_Chunk], sink: Sink, leave: int) -> None:
+        """Hand on the oldest chunks, whose sums are on their way, until few are left."""
+        while len(under_way) > leave:
+            chunk = under_way.pop(0)
+            chunk.wait()
+            if not self._codec.is_identity:
+                for rank, block in chunk.inbox.items():
+                    self._codec.unpack(block, chunk.words[chunk.slices[rank]])
+            sink.finish(chunk.where, chunk.words)
 
     def _run_tree(self, source: Source, sink: Sink) -> None:
-        words, where = self._buffer(0), self._chunks.chunk(0)
+        where = self._chunks.chunk(0)
+        words = sink.landing(where)
         source(0, words)
         self._codec.reduce(words, words)
         self._transport.begin_allreduce(words).wait()
-        landing = sink.landing(where)
-        self._codec.reduce(words, landing)
-        sink.finish(where, landing)
+        self._codec.reduce(words, words)
+        sink.finish(where, words)
 
-    def _buffer(self, number: int) -> Words:
-        where = self._chunks.chunk(number)
-        buffer: Words = self._buffers[number % len(self._buffers)]
-        return buffer[: where.stop - where.start]
-
-    def _inbox(self, parts: Mapping[int, slice], landing: Words | None = None) -> dict[int, Block]:
-        """Return a buffer per rank, in ``landing`` itself where words arrive as they are."""
-        if landing is not None:
-            return {rank: landing[part].view(np.uint8) for rank, part in parts.items()}
-        return {
-            rank: np.empty(self._codec.packed_bytes(part.stop - part.start), dtype=np.uint8)
-            for rank, part in parts.items()
-        }
+    def _block(self, n_words: int) -> Block:
+        return np.empty(self._codec.packed_bytes(n_words), dtype=np.uint8)
 
     def _others(self) -> list[int]:
         own, n_ranks = self._transport.rank, self._transport.n_ranks
         return [(own + step) % n_ranks for step in range(1, n_ranks)]
 
 
-@dataclass(slots=True)
-class _Scattered:
-    """A chunk whose slices are on their way to the ranks that add them up."""
-
-    pending: Pending
-    number: int
-    own: Words
-    inbox: dict[int, Block]
-
-
-@dataclass(slots=True)
-class _Gathered:
-    """A chunk whose sums are on their way to all ranks."""
-
-    pending: Pending
-    where: slice
-    landing: Words
-    inbox: dict[int, Block]
-    landings: dict[int, Words]
-    codec: WordCodec
-
-    def finish(self, sink: Sink) -> None:
-        """Wait for the sums and hand them on."""
-        self.pending.wait()
-        if not self.codec.is_identity:
-            for rank, block in self.inbox.items():
-                self.codec.unpack(block, self.landings[rank])
-        sink.finish(self.where, self.landing)
-
-
-_UnderWay = _Scattered | _Gathered
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
 def _uses_tree(chunks: Chunks, codec: WordCodec) -> bool:
@@ -261,25 +262,14 @@ def _uses_tree(chunks: Chunks, codec: WordCodec) -> bool:
     return chunks.n_ranks >= _TREE_RANKS and len(chunks) == 1 and slice_bytes < _TREE_SLICE_BYTES
 
 
-def _wait_for(made: Future[None], under_way: tuple[_UnderWay | None, ...]) -> None:
-    """Wait for a chunk in the making; MPI moves what is under way only while it is polled."""
-    while not made.done():
-        for one in under_way:
-            if one is not None:
-                one.pending.poll()
-        time.sleep(_POLL_S)
-    made.result()
-
-
 class _InPlace:
     """A source and a sink in one vector."""
 
-    def __init__(self, words: Words, chunks: Chunks) -> None:
+    def __init__(self, words: Words) -> None:
         self._words = words
-        self._chunks = chunks
 
     def __call__(self, number: int, out: Words) -> None:
-        out[:] = self._words[self._chunks.chunk(number)]
+        """They are where they should be."""
 
     def landing(self, where: slice) -> Words:
         return self._words[where]
@@ -296,6 +286,6 @@ def allreduce(transport: Transport, values: NDArray[np.uint64]) -> NDArray[np.ui
     if transport.n_ranks > 1:
         codec = WordCodec(64)
         chunks = Chunks.of(values.size, transport.n_ranks, codec.dtype.itemsize)
-        both = _InPlace(values, chunks)
+        both = _InPlace(values)
         Reduction(transport, codec, chunks).run(both, both)
     return values

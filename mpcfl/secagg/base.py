@@ -145,11 +145,14 @@ def check_levels(levels: Levels | None, dim: int) -> Levels:
     """Return ``levels`` as a contiguous vector, shape (dim,); refuse anything else.
 
     Raises:
-        TypeError: there is no vector, or it holds neither int32 nor int64.
+        TypeError: there is no vector, or it holds neither int32 nor int64, or some of its values
+            are masked out.
         ValueError: its shape is not (dim,).
     """
     if levels is None:
         raise TypeError("this backend has no rank without data; every rank brings a vector")
+    if isinstance(levels, np.ma.MaskedArray):
+        raise TypeError("levels have masked values; fill them in, as they would be summed too")
     if levels.dtype not in (np.int32, np.int64):
         raise TypeError(f"levels must hold int32 or int64, not {levels.dtype}")
     if levels.shape != (dim,):

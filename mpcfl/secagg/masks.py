@@ -182,11 +182,14 @@ class MaskedSource:
         if number != self._next:
             raise OutOfOrder("a masked chunk was asked for twice; use a new sum for every attempt")
         self._next += 1
-        where = self._chunks.chunk(number)
-        if self._prepared is None:
-            self._masks.add(self._sum_id, number, self._levels[where], out)
-            return
-        _add(self._levels[where], self._prepared[where], out)
+        where, levels, prepared = self._chunks.chunk(number), self._levels, self._prepared
+        if self._next == len(self._chunks):
+            # Vectors are long, and whoever keeps this object need not keep them.
+            self._levels, self._prepared = np.empty(0, levels.dtype), None
+        if prepared is None:
+            self._masks.add(self._sum_id, number, levels[where], out)
+        else:
+            _add(levels[where], prepared[where], out)
 
     def __repr__(self) -> str:
         return "MaskedSource(<redacted>)"

@@ -38,6 +38,7 @@ from mpcfl.secagg.base import (
     check_range,
     next_sum,
 )
+from mpcfl.secagg.graph import agree_neighbors
 from mpcfl.secagg.masks import MaskedSource, MaskPreparation, PairMasks
 
 _PURPOSE = "ring-mask"
@@ -76,16 +77,20 @@ class RingSum:
         Raises:
             TypeError: int32 levels in a ring of more than 32 bits, whose sums don't fit.
         """
-        if self._masks is None:
-            raise OutOfOrder("this session was closed; open a new one")
+        masks = self._masks_of_open_session()
         vector = check_levels(levels, self._settings.dim)
         if vector.dtype == np.int32 and self._settings.modulus_bits > _INT32_BITS:
             raise TypeError(f"modulus_bits = {self._settings.modulus_bits} needs int64, not int32")
         check_range(vector, self._settings.modulus_bits)
         self._last = next_sum(self._last, sum_id)
         prepared = None if self._preparation is None else self._preparation.take(self._last)
-        source = MaskedSource(vector, self._last, self._masks, self._chunks, prepared)
+        source = MaskedSource(vector, self._last, masks, self._chunks, prepared)
         return _Protected(source, self._room_for_sum(vector.dtype, prepared))
+
+    def _masks_of_open_session(self) -> PairMasks:
+        if self._masks is None:
+            raise OutOfOrder("this session was closed; open a new one")
+        return self._masks
 
     def _room_for_sum(self, dtype: np.dtype[Any], prepared: Words | None) -> Levels:
         """Return where the sum goes: over its masks, which each chunk has used up by then."""
@@ -95,12 +100,14 @@ class RingSum:
 
     def aggregate(self, protected: _Protected) -> Levels:
         """See `SecureSum.aggregate`: mask, send and add up, chunk by chunk."""
+        self._masks_of_open_session()
         reduction = Reduction(self._transport, self._codec, self._chunks, self._executor)
         reduction.run(protected.source, _CentredSum(protected.total, self._codec))
         return protected.total
 
     def open(self, aggregated: Levels) -> Levels:
         """See `SecureSum.open`; the masks have cancelled in the sum."""
+        self._masks_of_open_session()
         if self._preparation is not None and self._last is not None:
             self._preparation.start(self._last.expected_next, self._codec.dtype)
         return aggregated
@@ -147,5 +154,9 @@ class _CentredSum:
 
 def open_ring_sum(transport: Transport, settings: SumSettings) -> RingSum:
     """Agree a secret with every neighbor and open a session; see `BackendFactory`."""
-    secrets = agree_pair_secrets(transport, settings.run_id)
+    # The roster is the ranks of the transport, who were there before. A rank's place in the graph
+    # comes from its number and from bytes that all commit to before any is shown; no public key
+    # goes into it, so choosing a key later, with the graph in view, moves nobody.
+    peers = agree_neighbors(transport, settings.run_id, settings.neighbors)
+    secrets = agree_pair_secrets(transport, settings.run_id, peers=peers)
     return RingSum(transport, settings, PairMasks(transport.rank, secrets, _PURPOSE))
