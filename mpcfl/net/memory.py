@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpcfl.errors import PartyLost, ProtocolError
 from mpcfl.net.meter import Meter
-from mpcfl.net.transport import Block
+from mpcfl.net.transport import Block, check_reducible
 
 T = TypeVar("T")
 # A thread that waits looks this often whether another party has failed.
@@ -96,6 +96,7 @@ class MemoryTransport:
 
     def begin_allreduce(self, words: NDArray[Any]) -> _Arrivals:
         """See `Transport.begin_allreduce`; counted as the messages that it takes here."""
+        check_reducible(words)
         others = [rank for rank in range(self.n_ranks) if rank != self.rank]
         inbox = {rank: np.empty(words.nbytes, dtype=np.uint8) for rank in others}
 

@@ -29,7 +29,7 @@ from mpcfl.net.mpi_requests import (
     message_pieces,
     return_errors,
 )
-from mpcfl.net.transport import Block
+from mpcfl.net.transport import Block, check_reducible
 
 # Requests that an exchange left open when it failed, and their buffers. MPI may read and
 # write them until the process ends, so they outlive the transport as well.
@@ -116,6 +116,7 @@ class MpiTransport:
 
     def begin_allreduce(self, words: NDArray[Any]) -> Requests:
         """See `Transport.begin_allreduce`; counted as one vector sent and one received."""
+        check_reducible(words)
 
         def count() -> None:
             self.meter.count_sent(words.nbytes)

@@ -78,12 +78,15 @@ class Transport(Protocol):
         ...
 
     def begin_allreduce(self, words: NDArray[Any]) -> Pending:
-        """Start to replace ``words`` by the sum over all ranks, mod 2^8, 2^16, 2^32 or 2^64.
+        """Start to replace ``words`` by the sum over all ranks, mod 2^32 or 2^64.
 
         Args:
-            words: uint8, uint16, uint32 or uint64, shape (n,), contiguous; equal at all ranks
-                in type and length. In few long messages it is slower than a scatter and a
-                gather, in many short ones it is faster.
+            words: uint32 or uint64, shape (n,), contiguous; equal at all ranks in type and
+                length. (MPI may stop a sum of shorter words at their largest value.) In few long
+                messages it is slower than a scatter and a gather, in many short ones faster.
+
+        Raises:
+            TypeError: other words.
         """
         ...
 
@@ -93,3 +96,13 @@ class Transport(Protocol):
         Does nothing the second time, nor after an exchange that failed.
         """
         ...
+
+
+def check_reducible(words: NDArray[Any]) -> None:
+    """Refuse what `Transport.begin_allreduce` does not take.
+
+    Raises:
+        TypeError: the words are neither uint32 nor uint64.
+    """
+    if words.dtype not in (np.uint32, np.uint64):
+        raise TypeError(f"a reduction takes uint32 or uint64, not {words.dtype}")

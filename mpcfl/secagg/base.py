@@ -22,6 +22,7 @@ IntVector = NDArray[np.int64]
 Levels = NDArray[np.signedinteger[Any]]
 MIN_MODULUS_BITS = 8
 MAX_MODULUS_BITS = 64
+_INT32_BITS = 32
 # 256 KiB of int64, a part of the second-level cache.
 _PIECE_WORDS = 1 << 15
 
@@ -96,11 +97,11 @@ class SecureSum(Protocol):
     """
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
-        """Stage 5: turn this rank's integers into what may leave it. Nothing is sent yet.
+        """Stage 5: turn this rank's integers into what may leave it. Nothing of them is sent yet.
 
         Args:
-            levels: shape (dim,), int32 or int64; not changed, and to be left alone by the
-                caller until `open` has returned.
+            levels: shape (dim,), int32 (rings of up to 32 bits) or int64; not changed, and to
+                be left alone by the caller until `open` has returned.
             sum_id: names the sum in every key; by default the one after the last.
 
         Raises:
@@ -116,8 +117,8 @@ class SecureSum(Protocol):
     def open(self, aggregated: Any) -> Levels:
         """Stage 7: return the sum of all inputs, centred mod 2^b, shape (dim,).
 
-        It is int64, or int32 where this rank's levels were. Every data party learns it. An
-        aggregator does not: it gets an empty vector, shape (0,).
+        It has the dtype of this rank's levels, int32 or int64. Every data party learns it. An
+        aggregator does not: it gets an empty vector, shape (0,), int64.
         """
         ...
 
@@ -141,12 +142,12 @@ class BackendFactory(Protocol):
         ...
 
 
-def check_levels(levels: Levels | None, dim: int) -> Levels:
+def check_levels(levels: Levels | None, settings: SumSettings) -> Levels:
     """Return ``levels`` as a contiguous vector, shape (dim,); refuse anything else.
 
     Raises:
-        TypeError: there is no vector, or it holds neither int32 nor int64, or some of its values
-            are masked out.
+        TypeError: there is no vector, or it holds neither int32 nor int64, or int32 that can't
+            hold the sum, or some of its values are masked out.
         ValueError: its shape is not (dim,).
     """
     if levels is None:
@@ -155,14 +156,16 @@ def check_levels(levels: Levels | None, dim: int) -> Levels:
         raise TypeError("levels have masked values; fill them in, as they would be summed too")
     if levels.dtype not in (np.int32, np.int64):
         raise TypeError(f"levels must hold int32 or int64, not {levels.dtype}")
-    if levels.shape != (dim,):
-        raise ValueError(f"levels have shape {levels.shape}, the session takes ({dim},)")
+    if levels.dtype == np.int32 and settings.modulus_bits > _INT32_BITS:
+        raise TypeError(f"modulus_bits = {settings.modulus_bits} needs int64, not int32")
+    if levels.shape != (settings.dim,):
+        raise ValueError(f"levels have shape {levels.shape}, the session takes ({settings.dim},)")
     return np.ascontiguousarray(levels)
 
 
-def check_wide_levels(levels: Levels | None, dim: int) -> IntVector:
+def check_wide_levels(levels: Levels | None, settings: SumSettings) -> IntVector:
     """Return what `check_levels` returns as int64, which may be ``levels`` itself."""
-    return check_levels(levels, dim).astype(np.int64, copy=False)
+    return check_levels(levels, settings).astype(np.int64, copy=False)
 
 
 def to_offset_binary(levels: IntVector, modulus_bits: int) -> NDArray[np.uint64]:

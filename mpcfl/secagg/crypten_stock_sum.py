@@ -24,19 +24,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpcfl.errors import BackendUnavailable, OutOfOrder
 from mpcfl.net.transport import Transport
 from mpcfl.secagg import crypten_bridge
 from mpcfl.secagg.base import (
-    IntVector,
     Levels,
     SumId,
     SumSettings,
     centre,
+    check_levels,
     check_range,
-    check_wide_levels,
 )
 from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
@@ -64,6 +64,7 @@ class CryptenStockSum:
     ) -> None:
         self._rank, self._n_ranks = transport.rank, transport.n_ranks
         self._settings = settings
+        self._dtype: np.dtype[Any] = np.dtype(np.int64)
         self._speaking = speaking
         self._count_bytes = count_bytes
         self._shut_down: Callable[[], None] | None = shut_down
@@ -78,9 +79,10 @@ class CryptenStockSum:
         del sum_id  # CrypTen's generators run on by themselves
         if self._shut_down is None:
             raise OutOfOrder("this session was closed; open a new one")
-        vector = check_wide_levels(levels, self._settings.dim)
+        vector = check_levels(levels, self._settings)
         check_range(vector, self._settings.modulus_bits)
-        own = torch.from_numpy(vector.copy())
+        self._dtype = vector.dtype
+        own = torch.from_numpy(vector.astype(np.int64))
         with self._speaking():
             shared = self._share(own, 0)
             for source in range(1, self._n_ranks):
@@ -91,12 +93,12 @@ class CryptenStockSum:
         """See `SecureSum.aggregate`; the shares already belong to the sum."""
         return protected
 
-    def open(self, aggregated: Any) -> IntVector:
+    def open(self, aggregated: Any) -> Levels:
         """See `SecureSum.open`."""
         with self._speaking():
             total = aggregated.reveal().numpy()
         self._count_bytes(total.nbytes)
-        return centre(total, self._settings.modulus_bits)
+        return centre(total, self._settings.modulus_bits).astype(self._dtype, copy=False)
 
     def prepare(self) -> None:
         """There is nothing to prepare."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ def chunk_values(key_bits: int) -> int:
 
 
 class _Link:
-    """One rank's sealed messages, its pace and its chunks."""
+    """One rank's sealed messages, its pace, its chunks and the dtype of its levels."""
 
     def __init__(
         self, transport: Transport, wires: SealedTransport, ops: CipherOps, settings: SumSettings
@@ -83,6 +83,7 @@ class _Link:
         self.settings = settings
         self.ops = ops
         self.wires = wires
+        self.dtype: np.dtype[Any] = np.dtype(np.int64)
         self._transport = transport
 
     def chunks(self, n_owners: int) -> list[Chunk]:
@@ -93,7 +94,9 @@ class _Link:
 
     def encode(self, levels: Levels | None) -> NDArray[np.uint64]:
         """Return the values in offset binary; they stay at this rank."""
-        vector = check_wide_levels(levels, self.settings.dim)
+        vector = check_wide_levels(levels, self.settings)
+        if levels is not None:
+            self.dtype = levels.dtype
         return to_offset_binary(vector, self.settings.modulus_bits)
 
     def keep_step(self) -> None:
@@ -165,7 +168,7 @@ class HolderSum:
         pairs = zip(self._chunks, protected.ciphertexts, strict=True)
         return _Held(protected.own, [self._pass_on(chunk, own) for chunk, own in pairs])
 
-    def open(self, aggregated: _Held) -> IntVector:
+    def open(self, aggregated: _Held) -> Levels:
         """See `SecureSum.open`; chunk by chunk from the holder to all."""
         opened = np.empty(self._link.settings.dim, dtype=np.int64)
         others = [rank for rank in range(self._link.n_ranks) if rank != KEY_MAKER]
@@ -176,7 +179,7 @@ class HolderSum:
             else:
                 message = self._link.wires.exchange({}, [KEY_MAKER])[KEY_MAKER]
                 opened[chunk] = decode_opened(message, chunk.stop - chunk.start)
-        return opened
+        return opened.astype(self._link.dtype, copy=False)
 
     def prepare(self) -> None:
         """There is nothing to prepare: phe draws each randomizer as it encrypts."""
@@ -246,14 +249,14 @@ class ClientsSum:
         move = self._multiply if self._is_aggregator else self._hand_in
         return [move(number, own) for number, own in enumerate(protected)]
 
-    def open(self, aggregated: list[Ciphertexts]) -> IntVector:
+    def open(self, aggregated: list[Ciphertexts]) -> Levels:
         """See `SecureSum.open`; in each turn every data party decrypts one chunk."""
         opened = np.empty(0 if self._is_aggregator else self._link.settings.dim, dtype=np.int64)
         for first in range(0, len(self._chunks), len(self._data_ranks)):
             if not self._is_aggregator:
                 self._open_turn(first, aggregated, opened)
             self._link.keep_step()
-        return opened
+        return opened.astype(self._link.dtype, copy=False)
 
     def prepare(self) -> None:
         """There is nothing to prepare: phe draws each randomizer as it encrypts."""

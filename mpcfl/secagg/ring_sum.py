@@ -42,7 +42,6 @@ from mpcfl.secagg.graph import agree_neighbors
 from mpcfl.secagg.masks import MaskedSource, MaskPreparation, PairMasks
 
 _PURPOSE = "ring-mask"
-_INT32_BITS = 32
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -72,15 +71,9 @@ class RingSum:
             self._preparation.start(FIRST_SUM, self._codec.dtype)
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> _Protected:
-        """See `SecureSum.protect`; the masks are added while chunks are sent.
-
-        Raises:
-            TypeError: int32 levels in a ring of more than 32 bits, whose sums don't fit.
-        """
+        """See `SecureSum.protect`; the masks are added while chunks are sent."""
         masks = self._masks_of_open_session()
-        vector = check_levels(levels, self._settings.dim)
-        if vector.dtype == np.int32 and self._settings.modulus_bits > _INT32_BITS:
-            raise TypeError(f"modulus_bits = {self._settings.modulus_bits} needs int64, not int32")
+        vector = check_levels(levels, self._settings)
         check_range(vector, self._settings.modulus_bits)
         self._last = next_sum(self._last, sum_id)
         prepared = None if self._preparation is None else self._preparation.take(self._last)
