@@ -123,6 +123,22 @@ def grid(
 
 
 @bench_app.command()
+def scaling(
+    name: Annotated[
+        str, typer.Argument(metavar="GRID", help="A file, or a packaged grid.")
+    ] = "scaling",
+    out: Out = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fit a cost model to measured cells; predict thousands of parties."""
+    from mpcfl.launch.bench_command import run_scaling
+
+    if not run_scaling(name, out, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@bench_app.command()
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Folder of the older results.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Folder of the newer results.")],

@@ -1,6 +1,7 @@
 """A grid file: which cells to run. One TOML document, checked as strictly as a job file.
 
-A cell is one process launch: one point of backends x parties x dims x bits, one run of it.
+A cell is one process launch: one point of backends x parties x dims x bits x neighbors, one
+run of it.
 Cells come in random order, so that a machine that warms up or slows down during an hour
 does not favor the backend that stands first in the file.
 """
@@ -20,11 +21,22 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from mpcfl.bench.record import Parameters
-from mpcfl.errors import ConfigError
+from mpcfl.bench.summary import BASELINE
+from mpcfl.errors import ConfigError, PlanError
+from mpcfl.secagg.neighbors import NeighborChoice, resolve_neighbors
 from mpcfl.secagg.registry import backend_names
 
 # Only these have a key, so only for these do key_bits and custody make a difference.
 KEYED_BACKENDS = frozenset({"phe", "paillier"})
+# Only these share masks between pairs, so only for these do neighbors make a difference.
+MASKED_BACKENDS = frozenset({"crypten", "ring"})
+# A sparse graph in a grid is one that is enough for a third of the parties colluding.
+_COLLUDING_SHARE = 3
+_INT32_BITS = 32
+_AXES = (
+    "backends", "parties", "dims", "modulus_bits", "key_bits", "custody", "links", "dtypes",
+    "neighbors",
+)  # fmt: skip
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -38,7 +50,11 @@ class Grid(BaseModel):
         values: timed sums per launch.
         warmups: untimed sums before them.
         timeout_s: after which a launch counts as failed.
+        dtypes: of the vectors in and out; "auto" is int32 where modulus_bits allow it.
+        neighbors: ranks that each rank shares masks with: "all", "auto" (as few as are enough
+            for a third of the parties colluding and none lost), or a number.
         largest_dim: by backend, where one is too slow for the longest vectors.
+        largest_total: of dim x parties, where the machine is too small for both at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,7 +74,10 @@ class Grid(BaseModel):
     ] = [3072]
     custody: Annotated[list[Literal["holder"]], Field(min_length=1)] = ["holder"]
     links: Annotated[list[Literal["shared-memory"]], Field(min_length=1)] = ["shared-memory"]
+    dtypes: Annotated[list[Literal["auto", "int32", "int64"]], Field(min_length=1)] = ["auto"]
+    neighbors: Annotated[list[Literal["all", "auto"] | _Count], Field(min_length=1)] = ["all"]
     largest_dim: dict[str, _Count] = {}
+    largest_total: _Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +137,8 @@ def parse_grid(document: Mapping[str, Any], source: str) -> Grid:
         grid = Grid.model_validate(document)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error.errors(include_url=False)[0])}") from None
-    known = backend_names()
-    for key, names in (("backends", grid.backends), ("largest_dim", list(grid.largest_dim))):
-        for name in names:
-            if name not in known:
-                raise ConfigError(
-                    f"{source}: {key} names {name!r}, which is no backend"
-                    f"{_suggestion(name, list(known))}"
-                )
-    for key in ("backends", "parties", "dims", "modulus_bits", "key_bits", "custody", "links"):
-        entries = getattr(grid, key)
-        if len(set(entries)) != len(entries):
-            raise ConfigError(f"{source}: {key} has an entry twice; use runs to repeat a cell")
-    if max(grid.parties) > 1 << (min(grid.modulus_bits) - 1):
-        raise ConfigError(
-            f"{source}: parties = {max(grid.parties)} is too many for modulus_bits = "
-            f"{min(grid.modulus_bits)}; their sum would wrap"
-        )
+    _check_names(grid, source)
+    _check_axes(grid, source)
     return grid
 
 
@@ -158,21 +162,104 @@ def make_cells(grid: Grid) -> list[Cell]:
         for run in range(grid.runs)
     ]
     if not cells:
-        raise ConfigError(f"grid {grid.name}: largest_dim leaves no cell; raise it or lower dims")
+        raise ConfigError(
+            f"grid {grid.name}: largest_dim and largest_total leave no cell; raise them or lower "
+            "dims"
+        )
     secrets.SystemRandom().shuffle(cells)
     return cells
 
 
-def _points(grid: Grid) -> Iterator[Parameters]:
-    axes = (grid.backends, grid.parties, grid.dims, grid.modulus_bits, grid.links)
-    for backend, parties, dim, modulus_bits, link in itertools.product(*axes):
-        if dim > grid.largest_dim.get(backend, dim):
-            continue
-        keys: Iterator[tuple[int | None, str | None]] = iter([(None, None)])
-        if backend in KEYED_BACKENDS:
-            keys = itertools.product(grid.key_bits, grid.custody)
-        for key_bits, custody in keys:
-            yield Parameters(backend, parties, dim, modulus_bits, key_bits, custody, link)
+def assumed_colluding(parties: int) -> int:
+    """Return the colluding parties that a grid's sparse graphs are enough for; none is lost."""
+    return parties // _COLLUDING_SHARE
+
+
+def _check_names(grid: Grid, source: str) -> None:
+    known = backend_names()
+    for key, names in (("backends", grid.backends), ("largest_dim", list(grid.largest_dim))):
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{source}: {key} names {name!r}, which is no backend"
+                    f"{_suggestion(name, list(known))}"
+                )
+    if grid.neighbors == ["all"]:
+        return
+    for name in grid.backends:
+        # The baseline stands beside every graph.
+        if name not in MASKED_BACKENDS | {BASELINE}:
+            raise ConfigError(
+                f"{source}: neighbors = {grid.neighbors} does not apply to backend {name!r}, which "
+                f"shares no masks; give {name} a grid of its own, or leave neighbors out"
+            )
+
+
+def _check_axes(grid: Grid, source: str) -> None:
+    for key in _AXES:
+        entries = getattr(grid, key)
+        if len(set(entries)) != len(entries):
+            raise ConfigError(f"{source}: {key} has an entry twice; use runs to repeat a cell")
+    if max(grid.parties) > 1 << (min(grid.modulus_bits) - 1):
+        raise ConfigError(
+            f"{source}: parties = {max(grid.parties)} is too many for modulus_bits = "
+            f"{min(grid.modulus_bits)}; their sum would wrap"
+        )
+    if "int32" in grid.dtypes and max(grid.modulus_bits) > _INT32_BITS:
+        raise ConfigError(
+            f"{source}: dtypes names 'int32', which is too narrow for modulus_bits = "
+            f"{max(grid.modulus_bits)}; use 'auto' or 'int64'"
+        )
+    for choice, parties in itertools.product(grid.neighbors, grid.parties):
+        try:
+            _resolve(choice, parties)
+        except PlanError as error:
+            raise ConfigError(f"{source}: neighbors = {choice!r}: {error}") from None
+
+
+def _points(grid: Grid) -> list[Parameters]:
+    """Return the grid's points, each once: where few parties need all others, auto is all."""
+    axes = (grid.backends, grid.parties, grid.dims, grid.modulus_bits, grid.links, grid.dtypes)
+    points = [
+        Parameters(
+            *(backend, parties, dim, modulus_bits, key_bits, custody, link),
+            dtype=_dtype(dtype, modulus_bits),
+            neighbors=neighbors,
+            colluding=colluding,
+        )
+        for backend, parties, dim, modulus_bits, link, dtype in itertools.product(*axes)
+        if dim <= grid.largest_dim.get(backend, dim)
+        and (grid.largest_total is None or dim * parties <= grid.largest_total)
+        for key_bits, custody in _keys(grid, backend)
+        for neighbors, colluding in _graphs(grid, backend, parties)
+    ]
+    return list(dict.fromkeys(points))
+
+
+def _keys(grid: Grid, backend: str) -> Iterator[tuple[int | None, str | None]]:
+    if backend in KEYED_BACKENDS:
+        return itertools.product(grid.key_bits, grid.custody)
+    return iter([(None, None)])
+
+
+def _graphs(grid: Grid, backend: str, parties: int) -> Iterator[tuple[int | None, int | None]]:
+    """Yield neighbors, and the colluding parties that they are enough for."""
+    if backend not in MASKED_BACKENDS:
+        yield None, None
+        return
+    for choice in grid.neighbors:
+        neighbors = _resolve(choice, parties)
+        yield neighbors, None if neighbors is None else assumed_colluding(parties)
+
+
+def _resolve(choice: NeighborChoice, parties: int) -> int | None:
+    return resolve_neighbors(choice, parties, assumed_colluding(parties), 0)
+
+
+def _dtype(choice: str, modulus_bits: int) -> str:
+    if choice != "auto":
+        return choice
+    return "int32" if modulus_bits <= _INT32_BITS else "int64"
 
 
 def _explain(error: ErrorDetails) -> str:

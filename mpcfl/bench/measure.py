@@ -1,8 +1,9 @@
 """What one rank of a cell does: open a session, check the sum, time the stages.
 
 The integers are public test vectors, equal on every run and for every backend: SHAKE-128
-of a label that names the workload and the rank. They are no secrets and protect none. The
-opened sum is compared with the exact sum before anything is timed, and after every value.
+of a label that names the workload and the rank, repeated in longer vectors. They are no
+secrets and protect none. The opened sum is compared with the exact sum before anything is
+timed, and after every value.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import resource
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,10 +25,13 @@ from mpcfl.config import Custody
 from mpcfl.errors import ProtocolError
 from mpcfl.net.meter import Meter
 from mpcfl.net.transport import Transport
-from mpcfl.secagg.base import IntVector, SecureSum, SumSettings
+from mpcfl.secagg.base import IntVector, Levels, SecureSum, SumSettings
 from mpcfl.secagg.registry import load_backend
 
-_LABEL = "mpcfl/bench/v1"
+_LABEL = "mpcfl/bench/v2"
+# Vectors repeat after this many integers, so that every rank can afford to make those of all.
+# A prime: no chunk, slice or block begins at a multiple of it, so a misplaced one is seen.
+_PERIOD = 65_521
 # Backends without a key ignore it; the settings want a number.
 _ANY_KEY_BITS = 3072
 _KIB = 1024
@@ -123,24 +127,32 @@ def measure(cell: Cell, transport: Transport) -> Measurement:
     return _join([_NUMBERS.validate_json(message) for message in gathered])
 
 
-def cell_levels(parameters: Parameters, rank: int) -> IntVector:
-    """Return a rank's integers, shape (dim,), int64; the same on every run and machine.
+def cell_levels(parameters: Parameters, rank: int) -> Levels:
+    """Return a rank's integers, shape (dim,), in the cell's dtype; the same on every machine.
 
     They fill the ring as far as the sum of all parties surely does not wrap.
     """
+    return _repeat(_one_period(parameters, rank), parameters)
+
+
+def expected_sum(parameters: Parameters) -> Levels:
+    """Return the exact sum of all ranks' integers, shape (dim,), in the cell's dtype."""
+    periods = (_one_period(parameters, rank) for rank in range(parameters.parties))
+    return _repeat(sum(periods, np.zeros(1, dtype=np.int64)), parameters)
+
+
+def _one_period(parameters: Parameters, rank: int) -> IntVector:
     workload = f"{parameters.parties}/{parameters.dim}/{parameters.modulus_bits}"
     stream = hashlib.shake_128(f"{_LABEL}/{workload}/{rank}".encode())
-    words = np.frombuffer(stream.digest(8 * parameters.dim), dtype="<i8").astype(np.int64)
+    words = np.frombuffer(stream.digest(8 * min(parameters.dim, _PERIOD)), dtype="<i8")
     headroom_bits = (parameters.parties - 1).bit_length()
-    return words >> np.int64(64 - parameters.modulus_bits + headroom_bits)
+    return words.astype(np.int64) >> np.int64(64 - parameters.modulus_bits + headroom_bits)
 
 
-def expected_sum(parameters: Parameters) -> IntVector:
-    """Return the exact sum of all ranks' integers, shape (dim,), int64."""
-    total = np.zeros(parameters.dim, dtype=np.int64)
-    for rank in range(parameters.parties):
-        total += cell_levels(parameters, rank)
-    return total
+def _repeat(period: IntVector, parameters: Parameters) -> Levels:
+    # Narrowing is exact: the grid refuses int32 for more than 32 bits.
+    levels: Levels = np.resize(period, parameters.dim).astype(parameters.dtype)
+    return levels
 
 
 def _agree_settings(parameters: Parameters, transport: Transport) -> SumSettings:
@@ -152,15 +164,14 @@ def _agree_settings(parameters: Parameters, transport: Transport) -> SumSettings
         key_bits=_ANY_KEY_BITS if parameters.key_bits is None else parameters.key_bits,
         custody=Custody.HOLDER if parameters.custody is None else Custody(parameters.custody),
         run_id=run_id,
+        neighbors=parameters.neighbors,
     )
 
 
-def _check_sum(
-    session: SecureSum, transport: Transport, levels: IntVector, expected: IntVector
-) -> None:
+def _check_sum(session: SecureSum, transport: Transport, levels: Levels, expected: Levels) -> None:
     """Make one sum and refuse to go on, at all ranks together, if any rank opened a wrong one."""
     opened = session.open(session.aggregate(session.protect(levels.copy())))
-    right = opened.shape == expected.shape and bool(np.array_equal(opened, expected))
+    right = opened.dtype == expected.dtype and bool(np.array_equal(opened, expected))
     answers = transport.allgather(b"\x01" if right else b"\x00")
     wrong = [rank for rank, answer in enumerate(answers) if answer != b"\x01"]
     if wrong:
@@ -173,13 +184,13 @@ def _check_sum(
 def _time_sum(
     session: SecureSum,
     transport: Transport,
-    levels: IntVector,
-    expected: IntVector,
+    levels: Levels,
+    expected: Levels,
     traffic: Traffic,
 ) -> tuple[StageSeconds, float]:
     """Return the seconds of the three stages and the processor seconds of one sum."""
     handed: Any = levels.copy()  # a backend may use its input as working space
-    steps = (session.protect, session.aggregate, session.open)
+    steps: tuple[Callable[[Any], Any], ...] = (session.protect, session.aggregate, session.open)
     seconds = []
     transport.allgather(b"")  # the barrier: nobody starts before all are ready
     traffic.skip()

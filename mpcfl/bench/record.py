@@ -18,8 +18,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mpcfl.errors import ConfigError
 
-# History: /1 the first.
-SCHEMA = "mpcfl.bench.record/1"
+# History: /1 the first. /2 adds dtype, neighbors and colluding to the parameters.
+SCHEMA = "mpcfl.bench.record/2"
+_FIRST_SCHEMA = "mpcfl.bench.record/1"
+# What the parameters of /1 left unsaid: its vectors held int64, its masks came from all pairs.
+_UNSAID_IN_FIRST = {"dtype": "int64", "neighbors": None, "colluding": None}
 _EXACT_KEYS = ConfigDict(extra="forbid", strict=True)
 
 
@@ -48,6 +51,10 @@ class Parameters:
         key_bits: size of a Paillier modulus; None where the backend has no key.
         custody: who holds the private key; None where the backend has no key.
         link: what carries the messages.
+        dtype: of the vectors in and out.
+        neighbors: k, the ranks that each rank shares masks with; None where these are all
+            others, and where the backend has no masks.
+        colluding: the colluding parties that k is enough for; None where k is.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
@@ -59,20 +66,29 @@ class Parameters:
     key_bits: int | None
     custody: str | None
     link: str
+    dtype: str
+    neighbors: int | None
+    colluding: int | None
+
+    @property
+    def variant(self) -> str:
+        """The backend with what only some backends vary."""
+        key = "" if self.key_bits is None else f" {self.key_bits} bit, {self.custody}"
+        graph = "" if self.neighbors is None else f" {self.neighbors} neighbors"
+        return f"{self.backend}{key}{graph}"
 
     @property
     def case(self) -> str:
         """A short name for people."""
-        key = "" if self.key_bits is None else f" {self.key_bits} bit {self.custody}"
         return (
-            f"{self.backend}{key}, {self.parties} parties, dim {self.dim}, "
-            f"b {self.modulus_bits}, {self.link}"
+            f"{self.variant}, {self.parties} parties, dim {self.dim}, "
+            f"b {self.modulus_bits}, {self.dtype}, {self.link}"
         )
 
     @property
-    def workload(self) -> tuple[int, int, int, str]:
+    def workload(self) -> tuple[int, int, int, str, str]:
         """What must be equal for two backends to stand beside each other."""
-        return self.parties, self.dim, self.modulus_bits, self.link
+        return self.parties, self.dim, self.modulus_bits, self.link, self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +210,9 @@ def parse_record(text: str, source: str) -> Record:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source}: not a JSON record: {error}") from None
     found = document.get("schema") if isinstance(document, dict) else None
+    if found == _FIRST_SCHEMA:
+        document = _as_second(document, source)
+        text, found = json.dumps(document), SCHEMA
     if found != SCHEMA:
         raise ConfigError(
             f"{source}: schema {found!r} is not known, this version reads {SCHEMA!r}; "
@@ -205,6 +224,19 @@ def parse_record(text: str, source: str) -> Record:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{source}: {key}: {first['msg']}; remake the record") from None
+
+
+def _as_second(first: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return a record of schema /1 as one of /2; whatever else is wrong with it stays so."""
+    parameters = first.get("parameters")
+    if not isinstance(parameters, dict):
+        return {**first, "schema": SCHEMA}
+    later = sorted(_UNSAID_IN_FIRST.keys() & parameters.keys())
+    if later:
+        raise ConfigError(
+            f"{source}: parameters.{later[0]}: {_FIRST_SCHEMA} has no such key; remake the record"
+        )
+    return {**first, "schema": SCHEMA, "parameters": {**parameters, **_UNSAID_IN_FIRST}}
 
 
 def load_records(path: Path) -> list[Record]:

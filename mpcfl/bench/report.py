@@ -135,8 +135,7 @@ def _charts(rows: Sequence[Row]) -> str:
 
 def _label(row: Row) -> str:
     p = row.parameters
-    key = "" if p.key_bits is None else f" {p.key_bits}"
-    return f"{p.backend}{key}, n={p.parties}, dim {p.dim}, b={p.modulus_bits}"
+    return f"{p.variant}, n={p.parties}, dim {p.dim}, b={p.modulus_bits}, {p.dtype}"
 
 
 def _interval(label: str, n: Numbers, series: int) -> chart.Interval:

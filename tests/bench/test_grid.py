@@ -4,7 +4,10 @@ from importlib.resources import as_file, files
 import pytest
 
 from mpcfl.bench.grid import load_grid, make_cells, parse_cell, parse_grid
+from mpcfl.bench.scaling import require_model
 from mpcfl.errors import ConfigError
+from mpcfl.secagg.neighbors import resolve_neighbors
+from mpcfl.secagg.registry import backend_names
 
 GRID = {
     "name": "test",
@@ -15,6 +18,8 @@ GRID = {
     "key_bits": [2048, 3072],
     "largest_dim": {"phe": 10},
 }
+
+MASKED = {"backends": ["plain", "ring"], "largest_dim": {}}
 
 
 def test_every_point_comes_once_per_run_and_caps_hold():
@@ -61,6 +66,22 @@ def test_a_cell_survives_its_json():
         ),
         ({"largest_dim": {"ph": 3}}, "largest_dim names 'ph'"),
         ({"dims": [10, 10]}, "dims has an entry twice"),
+        ({"dtypes": ["int16"]}, "grid.toml: dtypes.0 = 'int16' is not valid"),
+        (
+            {"dtypes": ["int32"], "modulus_bits": [32, 40]},
+            "dtypes names 'int32', which is too narrow for modulus_bits = 40",
+        ),
+        ({"largest_total": 0}, "grid.toml: largest_total = 0 is not valid"),
+        ({"neighbors": ["auto"]}, "neighbors = ['auto'] does not apply to backend 'phe'"),
+        ({"neighbors": []}, "grid.toml: neighbors"),
+        (MASKED | {"neighbors": ["few"]}, "= 'few' is not valid"),
+        (MASKED | {"neighbors": [0]}, "= 0 is not valid"),
+        (MASKED | {"neighbors": [True]}, "= True is not valid"),
+        (MASKED | {"neighbors": [2, 2]}, "neighbors has an entry twice"),
+        (
+            MASKED | {"parties": [64], "neighbors": [4]},
+            "grid.toml: neighbors = 4: neighbors = 4 is not safe: with up to 21 of 64",
+        ),
         ({"parties": [200], "modulus_bits": [8]}, "parties = 200 is too many"),
     ],
 )
@@ -83,8 +104,63 @@ def test_missing_keys_files_and_bad_toml_are_named(tmp_path):
 
 def test_caps_that_leave_nothing_are_refused():
     grid = parse_grid(GRID | {"backends": ["phe"], "dims": [1000]}, "grid.toml")
-    with pytest.raises(ConfigError, match="largest_dim leaves no cell"):
+    with pytest.raises(ConfigError, match="largest_dim and largest_total leave no cell"):
         make_cells(grid)
+
+
+def _points(**changes):
+    return {cell.parameters for cell in make_cells(parse_grid(GRID | MASKED | changes, "grid"))}
+
+
+def test_neighbors_vary_where_there_are_masks_only():
+    points = _points(parties=[16], dims=[10], neighbors=["all", "auto", 8])
+    graphs = {(p.backend, p.neighbors, p.colluding) for p in points}
+    # A third of 16 colluding is 5.
+    few = resolve_neighbors("auto", 16, 5, 0)
+    assert few < 8
+    assert graphs == {
+        ("plain", None, None),
+        ("ring", None, None),
+        ("ring", few, 5),
+        ("ring", 8, 5),
+    }
+
+
+def test_a_graph_that_turns_out_complete_is_measured_once():
+    points = _points(parties=[2, 3], dims=[10], neighbors=["all", "auto", 7])
+    assert {(p.backend, p.parties, p.neighbors) for p in points} == {
+        (backend, parties, None) for backend in ("plain", "ring") for parties in (2, 3)
+    }
+    assert len(make_cells(parse_grid(GRID | MASKED | {"neighbors": ["all", 7]}, "g"))) == 8 * 3
+
+
+def test_dtypes_follow_the_modulus_or_are_named():
+    def dtypes(**changes):
+        points = _points(parties=[2], dims=[10], **changes)
+        return {(p.modulus_bits, p.dtype) for p in points}
+
+    assert dtypes(modulus_bits=[20, 32, 33]) == {(20, "int32"), (32, "int32"), (33, "int64")}
+    assert dtypes(dtypes=["int32", "int64"]) == {(32, "int32"), (32, "int64")}
+
+
+def test_points_with_too_many_integers_in_all_are_left_out():
+    points = _points(parties=[2, 4], dims=[10, 100], largest_total=200)
+    assert {(p.parties, p.dim) for p in points} == {(2, 10), (4, 10), (2, 100)}
+
+
+def test_the_packaged_scaling_grid_is_what_the_model_is_fitted_to():
+    with as_file(files("mpcfl.launch") / "grids" / "scaling.toml") as file:
+        grid = load_grid(file)
+    assert (grid.runs, grid.values >= 7) == (1, True)
+    points = {cell.parameters for cell in make_cells(grid)}
+    require_model(points)
+    for parties in (2, 4, 8, 16, 32, 64):
+        here = {p for p in points if p.parties == parties}
+        assert len({p.dim for p in here}) >= 3
+        variants = {(p.backend, p.neighbors is None) for p in here}
+        # With two parties there is one graph.
+        sparse = {("ring", False)} if parties > 2 else set()
+        assert variants == {("plain", True), ("ring", True)} | sparse
 
 
 def test_the_packaged_smoke_grid_is_a_trial_of_all_backends_at_two_and_four_parties():
@@ -93,5 +169,5 @@ def test_the_packaged_smoke_grid_is_a_trial_of_all_backends_at_two_and_four_part
     assert not grid.comparable
     assert grid.runs == 1
     assert grid.values == 3
-    assert set(grid.backends) >= {"plain", "crypten-stock", "crypten", "phe"}
+    assert set(grid.backends) == set(backend_names())
     assert grid.parties == [2, 4]

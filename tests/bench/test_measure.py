@@ -5,7 +5,6 @@ import mpcfl.bench.measure as measure_module
 from mpcfl.bench.measure import cell_levels, expected_sum, measure
 from mpcfl.errors import ProtocolError
 from mpcfl.net.memory import run_parties
-from mpcfl.secagg.base import centre
 
 
 class FakeSum:
@@ -18,14 +17,16 @@ class FakeSum:
 
     def protect(self, levels):
         self.calls += 1
-        return levels.view(np.uint64)
+        return levels
 
     def aggregate(self, protected):
-        return self.transport.allreduce(protected)
+        messages = self.transport.allgather(protected.tobytes())
+        return sum(np.frombuffer(message, protected.dtype) for message in messages)
 
     def open(self, aggregated):
-        total = centre(aggregated.view(np.int64), self.settings.modulus_bits)
-        return total + (self.error if self.calls >= self.wrong_from else 0)
+        return aggregated + aggregated.dtype.type(
+            self.error if self.calls >= self.wrong_from else 0
+        )
 
     def close(self):
         pass
@@ -80,6 +81,30 @@ def test_a_sum_that_turns_wrong_later_voids_the_cell(backend, cell):
         run_parties(2, lambda transport: measure(cell(), transport))
 
 
+def test_the_session_gets_the_neighbors_and_the_vectors_their_dtype(cell, parameters, monkeypatch):
+    seen = []
+
+    def factory(transport, settings):
+        session = FakeSum(transport, settings, 0, 1)
+        protect = session.protect
+        session.protect = lambda v: (seen.append((settings.neighbors, v.dtype)), protect(v))[1]
+        return session
+
+    monkeypatch.setattr(measure_module, "load_backend", lambda name: factory)
+    p = parameters("ring", parties=3, dtype="int32", neighbors=2, colluding=1)
+    run_parties(3, lambda transport: measure(cell(parameters=p), transport))
+    assert set(seen) == {(2, np.dtype(np.int32))}
+
+
+@pytest.mark.parametrize("dim", [65_521, 65_522, 200_000])
+def test_long_vectors_repeat_and_their_sum_is_still_exact(parameters, dim):
+    p = parameters(parties=3, dim=dim, dtype="int32")
+    vectors = [cell_levels(p, rank) for rank in range(3)]
+    assert all((v.dtype, v.shape) == (np.dtype(np.int32), (dim,)) for v in vectors)
+    assert (sum(v.astype(np.int64) for v in vectors) == expected_sum(p)).all()
+    assert (vectors[0][65_521:] == vectors[0][: dim - 65_521]).all()
+
+
 @pytest.mark.parametrize(("bits", "parties"), [(8, 128), (32, 2), (32, 5), (64, 3)])
 def test_integers_fill_the_ring_and_their_sum_does_not_wrap(parameters, bits, parties):
     p = parameters(parties=parties, dim=4096, modulus_bits=bits)
@@ -97,3 +122,10 @@ def test_integers_fill_the_ring_and_their_sum_does_not_wrap(parameters, bits, pa
 def test_integers_are_equal_for_all_backends_and_differ_by_rank(parameters):
     assert (cell_levels(parameters("plain"), 0) == cell_levels(parameters("phe"), 0)).all()
     assert (cell_levels(parameters(), 0) != cell_levels(parameters(), 1)).any()
+
+
+def test_a_sum_in_another_dtype_is_a_wrong_one(backend, cell, monkeypatch):
+    backend()
+    monkeypatch.setattr(FakeSum, "open", lambda self, aggregated: aggregated.astype(np.int32))
+    with pytest.raises(ProtocolError, match=r"at ranks \[0, 1\]; nothing was timed"):
+        run_parties(2, lambda transport: measure(cell(), transport))

@@ -25,7 +25,7 @@ def test_a_record_is_immutable(record):
         record().run = 3
 
 
-@pytest.mark.parametrize("schema", ["mpcfl.bench.record/2", None, 1])
+@pytest.mark.parametrize("schema", ["mpcfl.bench.record/3", None, 1])
 def test_unknown_schema_is_refused_with_its_name(record, schema):
     document = json.loads(record().to_json()) | {"schema": schema}
     with pytest.raises(ConfigError, match=r"here: schema .* is not known.*" + SCHEMA):
@@ -39,6 +39,44 @@ def test_extra_and_missing_keys_are_refused(record):
     del document["parameters"]["link"]
     with pytest.raises(ConfigError, match=r"parameters\.link"):
         parse_record(json.dumps(document), "here")
+
+
+def _first(record):
+    """Return a document of schema /1, which did not know the later parameters."""
+    document = json.loads(record().to_json()) | {"schema": "mpcfl.bench.record/1"}
+    for key in ("dtype", "neighbors", "colluding"):
+        del document["parameters"][key]
+    return document
+
+
+def test_a_record_of_the_first_schema_loads_as_what_it_measured(record):
+    assert parse_record(json.dumps(_first(record)), "here") == record()
+    old = parse_record(json.dumps(_first(record)), "here").parameters
+    assert (old.dtype, old.neighbors, old.colluding) == ("int64", None, None)
+
+
+def test_a_record_of_the_first_schema_is_checked_as_strictly(record):
+    mixed = _first(record)
+    mixed["parameters"]["neighbors"] = 3
+    with pytest.raises(ConfigError, match=r"here: parameters\.neighbors: .*record/1 has no such"):
+        parse_record(json.dumps(mixed), "here")
+    with pytest.raises(ConfigError, match="here: mean"):
+        parse_record(json.dumps(_first(record) | {"mean": 1.0}), "here")
+    with pytest.raises(ConfigError, match="here: parameters"):
+        parse_record(json.dumps(_first(record) | {"parameters": 3}), "here")
+
+
+def test_the_case_names_what_makes_a_record_comparable(parameters):
+    cases = {
+        parameters("ring", **changes).case
+        for changes in ({}, {"neighbors": 2}, {"dtype": "int32"}, {"modulus_bits": 20})
+    }
+    assert len(cases) == 4
+    assert parameters("ring", neighbors=2).variant == "ring 2 neighbors"
+    assert parameters("phe", key_bits=2048, custody="holder").variant == "phe 2048 bit, holder"
+    # A ratio to the baseline is taken over equal vectors, whatever the graph.
+    assert parameters("ring", neighbors=2).workload == parameters().workload
+    assert parameters(dtype="int32").workload != parameters().workload
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "3"])

@@ -39,7 +39,7 @@ def test_help_names_every_command_with_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS, "bench grid", "bench compare", "ledger verify", "audit dp"]
+    "command", [*COMMANDS, "bench grid", "bench scaling", "bench compare", "ledger verify", "audit dp"]
 )
 def test_every_command_has_help_json_and_debug(command: str) -> None:
     result = invoke(*command.split(), "--help")
@@ -155,13 +155,13 @@ def test_a_failed_cell_is_shown_and_fails_the_bench(monkeypatch, tmp_path: Path)
     assert (tmp_path / "R" / "report.html").exists()
     assert all(record.failure for record in load_records(tmp_path / "R"))
     rows = json.loads((tmp_path / "R" / "summary.json").read_text())
-    assert len(rows) == 8
+    assert len(rows) == 10
 
 
 def test_an_unknown_grid_is_named(tmp_path: Path) -> None:
     error = invoke("bench", "nope", "--out", tmp_path / "R").exception
     assert isinstance(error, ConfigError)
-    assert "known: smoke" in str(error)
+    assert "known: scaling, smoke" in str(error)
 
 
 EVENTS = [
