@@ -40,8 +40,9 @@ _CRYPTEN = (
     "cryptographic generator, agreed between pairs of parties."
 )
 _CRYPTEN_TRIPLES = (
-    " Whatever else is computed with CrypTen on the unopened sum is CrypTen's to protect, and its "
-    "default provider of multiplication triples trusts rank 0."
+    " A sum that is handed on to CrypTen unopened is CrypTen's to protect, and its default "
+    "provider of multiplication triples trusts rank 0: that party can learn the sum, noise "
+    "included, which is why opening anything computed from the sum is charged like the sum itself."
 )
 _HOLDER = (
     "One party, the holder, owns the Paillier private key. It receives only the product of the "

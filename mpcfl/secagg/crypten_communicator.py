@@ -3,30 +3,40 @@
 Tensors travel as their raw bytes. CrypTen also sends Python objects, which it pickles;
 nothing is pickled here, so those calls are refused.
 
+A reduction of a long tensor goes in chunks (`net/reduction.py`), each cut into one slice per
+rank, so that it needs few bytes and little memory; a short one, of which a comparison has
+many, goes to all at once, since there each round costs more than its bytes.
+
 Protects nothing by itself: what CrypTen hands over (shares) leaves as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.distributed import ReduceOp
 
 from mpcfl.errors import ProtocolError
-from mpcfl.net.reduction import allreduce
+from mpcfl.net.codec import WordCodec, Words
+from mpcfl.net.reduction import Chunks, Reduction, Sink
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.crypten_bridge import crypten
 
-_Fold = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_FOLDS: dict[Any, _Fold] = {
-    ReduceOp.SUM: torch.add,
-    ReduceOp.BXOR: torch.bitwise_xor,
-    ReduceOp.PRODUCT: torch.mul,
+_FOLDS: dict[Any, np.ufunc] = {
+    ReduceOp.SUM: np.add,
+    ReduceOp.BXOR: np.bitwise_xor,
+    ReduceOp.PRODUCT: np.multiply,
 }
+# Up to this length a tensor goes to all at once: one round instead of two.
+_SHORT_BYTES = 1 << 15
+# A reduction at one rank takes its tensor in pieces of this length from each other one.
+_PIECE_BYTES = 1 << 22
+_WORD_BITS = 64
 
 
 class _Request:
@@ -49,6 +59,8 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._name = f"rank{transport.rank}"
+        self._waiting: dict[int, bytes] = {}
+        self.is_closed = False
         self.reset_communication_stats()
 
     def get_world_size(self) -> int:
@@ -69,15 +81,22 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
 
     def send(self, tensor: torch.Tensor, dst: int) -> None:
         """Send a tensor to ``dst``."""
-        self._transport.exchange({dst: _to_bytes(tensor)}, [])
+        self.flush()
+        self._exchange({dst: _to_bytes(tensor)}, [])
 
     def recv(self, tensor: torch.Tensor, src: int) -> torch.Tensor:
         """Return the tensor from ``src``, shaped as ``tensor``."""
-        return _from_bytes(self._transport.exchange({}, [src])[src], tensor)
+        return _from_bytes(self._exchange({}, [src])[src], tensor)
 
     def isend(self, tensor: torch.Tensor, dst: int) -> _Request:
-        """Send a tensor; it has left when this returns."""
-        self.send(tensor, dst)
+        """Send a copy of a tensor; it leaves with the next call that waits for something.
+
+        So ranks may all send before any of them receives. A second message to ``dst`` lets the
+        first one leave at once.
+        """
+        if dst in self._waiting:
+            self.flush()
+        self._waiting[dst] = _to_bytes(tensor)
         return _Request()
 
     def irecv(self, tensor: torch.Tensor, src: int) -> _Request:
@@ -88,8 +107,14 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
 
         return _Request(finish)
 
+    def flush(self) -> None:
+        """Return once all that `isend` took has left."""
+        if self._waiting:
+            self._exchange({}, [])
+
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Return every rank's tensor, in order of rank."""
+        self.flush()
         gathered = self._transport.allgather(_to_bytes(tensor))
         return [_from_bytes(message, tensor) for message in gathered]
 
@@ -98,7 +123,7 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
         if self.get_rank() != dst:
             self.send(tensor, dst)
             return [None]
-        received = self._transport.exchange({}, self._others())
+        received = self._exchange({}, self._others())
         received[dst] = _to_bytes(tensor)
         return [_from_bytes(received[rank], tensor) for rank in range(self.get_world_size())]
 
@@ -112,7 +137,8 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
         """Return this rank's tensor of the list that ``src`` holds."""
         if self.get_rank() == src:
             messages = {rank: _to_bytes(scatter_list[rank]) for rank in self._others()}
-            self._transport.exchange(messages, [])
+            self.flush()
+            self._exchange(messages, [])
             return scatter_list[src]
         shape = scatter_list[self.get_rank()].size() if size is None else size
         return self.recv(torch.empty(shape, dtype=torch.long), src)
@@ -128,7 +154,8 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
         for one in tensor if batched else [tensor]:
             if self.get_rank() == src:
                 message = _to_bytes(one)
-                self._transport.exchange(dict.fromkeys(self._others(), message), [])
+                self.flush()
+                self._exchange(dict.fromkeys(self._others(), message), [])
             else:
                 one.copy_(self.recv(one, src))
         return tensor
@@ -136,24 +163,47 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
     def all_reduce(self, tensor: Any, op: Any = ReduceOp.SUM, batched: bool = False) -> Any:
         """Return the reduction of all ranks' tensors at every rank; inputs stay as they are."""
         if batched:
-            return [self.all_reduce(one, op) for one in tensor]
-        if op == ReduceOp.SUM and tensor.dtype == torch.int64:
-            flat = tensor.detach().reshape(-1).numpy().view(np.uint64).copy()
-            total = allreduce(self._transport, flat).view(np.int64)
-            return torch.from_numpy(total).reshape(tensor.shape)
-        return _fold(self.all_gather(tensor), op)
+            if not _is_joinable(tensor):
+                return [self.all_reduce(one, op) for one in tensor]
+            # CrypTen opens two values per multiplication; together they take one round.
+            return _split(self._fold_everywhere(_joined(tensor), op), tensor)
+        return self._fold_everywhere(tensor.detach().reshape(-1), op).reshape(tensor.shape)
 
     def reduce(self, tensor: Any, dst: int, op: Any = ReduceOp.SUM, batched: bool = False) -> Any:
         """Return the reduction at ``dst`` and None elsewhere; no other rank learns it."""
         if batched:
             results = [self.reduce(one, dst, op) for one in tensor]
             return results if self.get_rank() == dst else None
-        gathered = [one for one in self.gather(tensor, dst) if one is not None]
-        return _fold(gathered, op) if gathered else None
+        fold, flat = _fold_of(op), tensor.detach().reshape(-1)
+        length = _PIECE_BYTES // flat.element_size()
+        # A tensor without values still is one (empty) message.
+        pieces = (flat[i : i + length] for i in range(0, max(1, flat.numel()), length))
+        folded = [_folded(self.gather(piece, dst), fold) for piece in pieces]
+        return torch.cat(folded).reshape(tensor.shape) if self.get_rank() == dst else None
+
+    def sum_words(self, words: NDArray[np.uint64], sink: Sink, chunks: Chunks) -> None:
+        """Add up all ranks' vectors mod 2^64, chunk by chunk; ``words`` stay as they are.
+
+        Args:
+            words: this rank's vector, shape (dim,).
+            sink: takes the sum.
+            chunks: how vectors are cut; equal at all ranks.
+        """
+        self.flush()
+
+        def source(number: int, out: Words) -> None:
+            out[:] = words[chunks.chunk(number)]
+
+        Reduction(self._transport, WordCodec(_WORD_BITS), chunks).run(source, sink)
 
     def barrier(self) -> None:
         """Return once every rank has called this."""
+        self.flush()
         self._transport.allgather(b"")
+
+    def close(self) -> None:
+        """Note that the session is over; nothing computes over it from then on."""
+        self.is_closed = True
 
     def send_obj(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: CrypTen would pickle the object."""
@@ -162,8 +212,59 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
     recv_obj = send_obj
     broadcast_obj = send_obj
 
+    def _exchange(self, outgoing: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
+        """Exchange messages, and let those leave that wait for it."""
+        waiting, self._waiting = self._waiting, {}
+        return self._transport.exchange({**waiting, **outgoing}, sources)
+
+    def _fold_everywhere(self, flat: torch.Tensor, op: Any) -> torch.Tensor:
+        """Return the reduction of all ranks' vectors, in a vector of its own."""
+        fold = _fold_of(op)
+        values = flat.contiguous().numpy()
+        if self._transport.n_ranks == 1:
+            return flat.clone()
+        chunks = Chunks.of(values.size, self._transport.n_ranks, values.itemsize)
+        if fold is np.add and values.dtype == np.int64:
+            total = _Total(np.empty(values.size, dtype=np.uint64))
+            self.sum_words(values.view(np.uint64), total, chunks)
+            return torch.from_numpy(total.words.view(np.int64))
+        if values.nbytes <= _SHORT_BYTES:
+            return _folded(self.all_gather(flat), fold)
+        self.flush()
+        folded = np.empty_like(values)
+        for number in range(len(chunks)):
+            where = chunks.chunk(number)
+            self._fold_chunk(values[where], folded[where], chunks.slices(number), fold)
+        return torch.from_numpy(folded)
+
+    def _fold_chunk(self, values: Words, out: Words, slices: list[slice], fold: np.ufunc) -> None:
+        """Write the reduction of one chunk into ``out``: every rank folds a slice for all."""
+        own = slices[self.get_rank()]
+        blocks = [values[part].view(np.uint8) for part in slices]
+        inbox = {r: np.empty(values[own].nbytes, dtype=np.uint8) for r in self._others()}
+        self._transport.begin_scatter(blocks, inbox).wait()
+        total = out[own]
+        total[:] = values[own]
+        for block in inbox.values():
+            fold(total, block.view(out.dtype), out=total)
+        landings = {r: out[slices[r]].view(np.uint8) for r in self._others()}
+        self._transport.begin_gather(total.view(np.uint8), landings).wait()
+
     def _others(self) -> list[int]:
         return [rank for rank in range(self.get_world_size()) if rank != self.get_rank()]
+
+
+class _Total:
+    """Takes a sum into one vector; a `Sink` of `net/reduction.py`."""
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+
+    def landing(self, where: slice) -> Words:
+        return self.words[where]
+
+    def finish(self, where: slice, total: Words) -> None:
+        """There is nothing left to do."""
 
 
 def _to_bytes(tensor: torch.Tensor) -> bytes:
@@ -179,7 +280,29 @@ def _from_bytes(message: bytes, like: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(bytearray(message), dtype=like.dtype).reshape(like.shape)
 
 
-def _fold(tensors: Sequence[torch.Tensor], op: Any) -> torch.Tensor:
+def _fold_of(op: Any) -> np.ufunc:
     if op not in _FOLDS:
         raise ProtocolError(f"reduction {op} is not offered; use SUM, PRODUCT or BXOR")
-    return reduce(_FOLDS[op], tensors)
+    return _FOLDS[op]
+
+
+def _folded(tensors: Sequence[torch.Tensor | None], fold: np.ufunc) -> torch.Tensor:
+    """Return the reduction of tensors of one shape; empty where there are none."""
+    present = [tensor.numpy() for tensor in tensors if tensor is not None]
+    return torch.from_numpy(reduce(fold, present)) if present else torch.empty(0)
+
+
+def _is_joinable(tensors: Sequence[torch.Tensor]) -> bool:
+    return len({tensor.dtype for tensor in tensors}) == 1
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the values of several tensors of one type in one vector."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def _split(joined: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Undo `_joined`."""
+    ends = np.cumsum([tensor.numel() for tensor in like])
+    parts = (joined[end - one.numel() : end] for end, one in zip(ends, like, strict=True))
+    return [part.reshape(one.shape) for part, one in zip(parts, like, strict=True)]

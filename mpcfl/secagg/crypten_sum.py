@@ -1,14 +1,19 @@
 """The `crypten` backend: CrypTen's additive shares in Z_2^64, made by us from all pairs.
 
 CrypTen as shipped masks an input with two streams, which it shares with its two ring
-neighbours, so two colluders remove the mask. Here every pair of ranks has a stream of its
-own for every sum (`masks.py`, the same as in `ring_sum.py`): one side adds it, the other
-subtracts it, so the masks cancel in the sum and in nothing less. What a rank holds is its CrypTen share of the *sum*, so aggregation needs no message, and the tensor can
-be handed on to CrypTen. Source: Bonawitz et al. 2017 (CCS), section 4.1 (pairwise masks).
+neighbors, so two colluders remove the mask. Here every pair of ranks (or of neighbors in a
+sparse graph) has a stream of its own for every sum (`masks.py`, the same as in `ring_sum.py`):
+one side adds it, the other subtracts it, so the masks cancel in the sum and in nothing less.
+What a rank holds is its CrypTen share of the *sum*, so aggregation needs no message, and the
+tensor can be handed on to CrypTen unopened (`share_sum`, `shared_sum.py`). Source: Bonawitz
+et al. 2017 (CCS), section 4.1 (pairwise masks).
 
-Assumes a semi-honest coalition: all other parties together learn one party's input (they do
-so from the sum alone); any fewer learn the sum of the honest inputs and nothing else. An
-active network can spoil the sum unseen here; only the key exchange is in its way.
+Assumes a semi-honest coalition. With masks between all pairs, all other parties together learn
+one party's input (they do so from the sum alone); any fewer learn the sum of the honest
+inputs and nothing else. With a sparse graph (`settings.neighbors`) that holds, except with
+probability 2^-40, for as many colluders as the graph was planned for; a party's neighbors
+together read its input. An active network can spoil the sum unseen here; only the key
+exchange is in its way.
 
 Carries: inputs are v + 2^(b-1) in [0, 2^b) and add up in Z_2^64. Two's complement residues
 mod 2^b would carry into bit b once per negative summand and so show how many there were.
@@ -20,46 +25,64 @@ carries.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mpcfl.errors import OutOfOrder
-from mpcfl.net.channel import agree_pair_secrets
+from mpcfl.net.channel import PairSecrets, agree_pair_secrets
+from mpcfl.net.codec import Words
 from mpcfl.net.reduction import Chunks
 from mpcfl.net.transport import Transport
-from mpcfl.secagg import crypten_bridge
 from mpcfl.secagg.base import (
-    IntVector,
+    FIRST_SUM,
     Levels,
     SumId,
     SumSettings,
-    check_wide_levels,
-    from_offset_binary,
+    check_levels,
+    check_range,
     next_sum,
-    to_offset_binary,
 )
 from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
-from mpcfl.secagg.masks import MaskedSource, PairMasks
+from mpcfl.secagg.crypten_streams import computing_generators
+from mpcfl.secagg.graph import agree_neighbors
+from mpcfl.secagg.masks import MaskedSource, MaskPreparation, PairMasks
+from mpcfl.secagg.shared_sum import (
+    Release,
+    SharedSum,
+    agree_release,
+    check_precision,
+    check_release,
+)
 
 ArithmeticSharedTensor = crypten.mpc.primitives.ArithmeticSharedTensor
 _PURPOSE = "crypten-mask"
-_WORD_BYTES = 8
+_WORD = np.dtype(np.uint64)
+_WORD_BITS = 64
 
 
 class CryptenSum:
     """A session of sums in CrypTen shares; implements `SecureSum`."""
 
-    def __init__(self, transport: Transport, settings: SumSettings, masks: PairMasks) -> None:
+    def __init__(self, transport: Transport, settings: SumSettings, secrets: PairSecrets) -> None:
+        self._transport = transport
         self._settings = settings
-        self._n_ranks = transport.n_ranks
-        self._chunks = Chunks.of(settings.dim, transport.n_ranks, _WORD_BYTES)
-        self._masks: PairMasks | None = masks
+        self._chunks = Chunks.of(settings.dim, transport.n_ranks, _WORD.itemsize)
+        self._secrets = secrets
+        self._masks: PairMasks | None = PairMasks(transport.rank, secrets, _PURPOSE)
         self._communicator = TransportCommunicator(transport)
-        self._generators = crypten_bridge.fresh_generators()
         self._last: SumId | None = None
+        self._dtype: np.dtype[Any] = np.dtype(np.int64)
+        self._executor: ThreadPoolExecutor | None = None
+        self._preparation: MaskPreparation | None = None
+        if settings.precompute:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="masks")
+            self._preparation = MaskPreparation(self._masks, self._chunks, self._executor)
+            self._preparation.start(FIRST_SUM, _WORD)
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`.
@@ -67,42 +90,147 @@ class CryptenSum:
         Returns:
             This rank's share of the sum, an `ArithmeticSharedTensor`, shape (dim,), uniform
             in Z_2^64 to anybody who lacks one of this rank's pair secrets.
+
+        Raises:
+            TypeError: int32 levels in a ring of more than 32 bits, whose sums don't fit.
         """
-        if self._masks is None:
-            raise OutOfOrder("this session was closed; open a new one")
-        vector = check_wide_levels(levels, self._settings.dim)
-        offset = to_offset_binary(vector, self._settings.modulus_bits).view(np.int64)
-        self._last = next_sum(self._last, sum_id)
-        source = MaskedSource(offset, self._last, self._masks, self._chunks)
-        share = np.empty(self._settings.dim, dtype=np.uint64)
-        for number in range(len(self._chunks)):
-            source(number, share[self._chunks.chunk(number)])
-        with crypten_bridge.speaking_through(self._communicator, self._generators):
-            return ArithmeticSharedTensor.from_shares(
-                torch.from_numpy(share.view(np.int64)), precision=0
-            )
+        share = self._make_share(self._checked(levels), sum_id)
+        return ArithmeticSharedTensor.from_shares(
+            torch.from_numpy(share.view(np.int64)), precision=0
+        )
 
     def aggregate(self, protected: Any) -> Any:
         """See `SecureSum.aggregate`; the shares already belong to the sum."""
         return protected
 
-    def open(self, aggregated: Any) -> IntVector:
-        """See `SecureSum.open`; CrypTen reveals the sum, so the masks cancel here."""
-        with crypten_bridge.speaking_through(self._communicator, self._generators):
-            total = aggregated.reveal().numpy().view(np.uint64)
-        return from_offset_binary(total, self._settings.modulus_bits, self._n_ranks)
+    def open(self, aggregated: Any) -> Levels:
+        """See `SecureSum.open`: what CrypTen's `reveal` does, without its copies."""
+        opened = np.empty(self._settings.dim, dtype=self._dtype)
+        offset = self._offset_of_sum(self._settings.modulus_bits)
+        sink = _OpenedSum(opened, offset, self._settings.modulus_bits)
+        words = aggregated.share.numpy().view(np.uint64)
+        self._communicator.sum_words(words, sink, self._chunks)
+        self._prepare_next()
+        return opened
+
+    def share_sum(
+        self,
+        levels: Levels | None,
+        release: Release,
+        *,
+        precision: int = 0,
+        sum_id: SumId | None = None,
+    ) -> SharedSum:
+        """Return the sum of all ranks' vectors unopened, for CrypTen to compute with.
+
+        All ranks call it together, instead of the three stages. Each one reserves its charge;
+        then all tell each other, and only if all could does anything go on. See `SharedSum`.
+
+        Args:
+            levels: as in `protect`, with this party's share of the noise already added.
+            release: what the opening is charged to; or `Unit.NONE`, which says that there is no
+                privacy to keep.
+            precision: bits after the binary point of CrypTen's fixed-point encoding: 0 makes
+                a tensor of integers, CrypTen's default (16) one of fractions.
+            sum_id: as in `protect`.
+
+        Raises:
+            ConfigError: the sum does not fit CrypTen's comparisons at this precision, or the
+                plan of ``release`` is for another sum.
+            LedgerError: the budget does not allow it, or the ledger refused.
+            ProtocolError: another rank refused; the reserve stays spent.
+            TranscriptMismatch: ranks don't charge alike.
+        """
+        bits, rank = self._settings.modulus_bits, self._transport.rank
+
+        def check() -> tuple[Levels, SumId, int]:
+            if self._masks is None:
+                raise OutOfOrder("this session was closed; open a new one")
+            check_precision(self._transport.n_ranks, bits, precision)
+            check_release(release, self._settings, self._transport.n_ranks)
+            return self._checked(levels), next_sum(self._last, sum_id), precision
+
+        vector, chosen, charge = agree_release(self._transport, release, check)
+        share = self._make_share(vector, chosen)
+        if rank == 0:
+            share -= self._offset_of_sum(bits)
+        generators = computing_generators(rank, self._secrets, self._settings.run_id, chosen)
+        self._prepare_next()
+        tensor = torch.from_numpy((share << np.uint64(precision)).view(np.int64))
+        encoded = ArithmeticSharedTensor.from_shares(tensor, precision=precision)
+        return SharedSum(encoded, self._communicator, generators, charge)
 
     def prepare(self) -> None:
         """See `SecureSum.prepare`."""
+        if self._preparation is not None:
+            self._preparation.wait()
 
     def close(self) -> None:
-        """Forget all keys; see `SecureSum.close`."""
+        """Forget all keys and masks; see `SecureSum.close`. Shared sums can't go on either."""
         masks, self._masks = self._masks, None
+        self._communicator.close()
+        if self._preparation is not None:
+            self._preparation.drop()
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
         if masks is not None:
             masks.forget()
+
+    def _checked(self, levels: Levels | None) -> Levels:
+        vector = check_levels(levels, self._settings)
+        check_range(vector, self._settings.modulus_bits)
+        return vector
+
+    def _make_share(self, levels: Levels, sum_id: SumId | None) -> NDArray[np.uint64]:
+        """Return levels plus 2^(b-1) under all masks, shape (dim,); each sum has its own masks."""
+        if self._masks is None:
+            raise OutOfOrder("this session was closed; open a new one")
+        self._last = next_sum(self._last, sum_id)
+        self._dtype = levels.dtype
+        prepared = None if self._preparation is None else self._preparation.take(self._last)
+        source = MaskedSource(levels, self._last, self._masks, self._chunks, prepared)
+        share = np.empty(self._settings.dim, dtype=np.uint64)
+        offset = np.uint64(1 << (self._settings.modulus_bits - 1))
+        for number in range(len(self._chunks)):
+            chunk = share[self._chunks.chunk(number)]
+            source(number, chunk)
+            chunk += offset
+        return share
+
+    def _offset_of_sum(self, modulus_bits: int) -> np.uint64:
+        return np.uint64((self._transport.n_ranks << (modulus_bits - 1)) % (1 << _WORD_BITS))
+
+    def _prepare_next(self) -> None:
+        if self._preparation is not None and self._last is not None:
+            self._preparation.start(self._last.expected_next, _WORD)
+
+
+class _OpenedSum:
+    """Takes the sum chunk by chunk, less its offset, centred mod 2^b; a `Sink`."""
+
+    def __init__(self, opened: Levels, offset: np.uint64, modulus_bits: int) -> None:
+        self._opened = opened
+        self._offset = offset
+        self._spare = np.int64(_WORD_BITS - modulus_bits)
+        self._in_place = opened.dtype == np.int64
+
+    def landing(self, where: slice) -> Words:
+        if self._in_place:
+            return self._opened[where].view(np.uint64)
+        return np.empty(where.stop - where.start, dtype=np.uint64)
+
+    def finish(self, where: slice, total: Words) -> None:
+        total -= self._offset
+        signed = total.view(np.int64)
+        if self._spare:
+            np.left_shift(signed, self._spare, out=signed)
+            np.right_shift(signed, self._spare, out=signed)
+        if not self._in_place:
+            self._opened[where] = signed
 
 
 def open_crypten_sum(transport: Transport, settings: SumSettings) -> CryptenSum:
     """Agree a secret with every neighbor and open a session; see `BackendFactory`."""
-    secrets = agree_pair_secrets(transport, settings.run_id)
-    return CryptenSum(transport, settings, PairMasks(transport.rank, secrets, _PURPOSE))
+    peers = agree_neighbors(transport, settings.run_id, settings.neighbors)
+    secrets = agree_pair_secrets(transport, settings.run_id, peers=peers)
+    return CryptenSum(transport, settings, secrets)
