@@ -29,8 +29,8 @@ from mpcfl.net.codec import Words
 from mpcfl.net.reduction import Chunks
 from mpcfl.secagg.base import Levels, SumId
 
-# A piece of input, output and stream, 64 KiB each, stays in the second-level cache.
-_PIECE_BYTES = 1 << 16
+# A piece of output and stream, 256 KiB each, stays in the second-level cache.
+_PIECE_BYTES = 1 << 18
 # A stream, and whether this side adds it.
 _Stream = tuple[KeystreamBits, bool]
 
