@@ -22,6 +22,7 @@ from mpcfl.dp.clip import clip_rows
 from mpcfl.dp.counts import CountState, count_rows, opened_mean, party_weight, weigh_rows
 from mpcfl.dp.grid import round_grid
 from mpcfl.dp.noise import add_noise, draw_noise_share
+from mpcfl.dp.noise_ahead import ShareAhead
 from mpcfl.dp.plan import NoisePlan, plan_for_job, ring_plan_for_job
 from mpcfl.dp.quantize import dequantize_sum, quantize_rows, sum_levels
 from mpcfl.dp.sampler import BitSource, poisson_sample
@@ -40,7 +41,7 @@ from mpcfl.learn.train import (
 )
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.net.meter import Meter
-from mpcfl.secagg.base import IntVector, SecureSum, SumSettings
+from mpcfl.secagg.base import IntVector, SecureSum, SumId, SumSettings
 from mpcfl.secagg.neighbors import resolve_neighbors
 from mpcfl.secagg.registry import load_backend
 
@@ -150,18 +151,28 @@ def party_data(
 
 
 def protected_sum(
-    public: PublicState, party: PartyData, secure: SecureSum, round_id: int, meter: Meter
+    public: PublicState, party: PartyData, secure: SecureSum, sum_id: SumId, meter: Meter
 ) -> IntVector:
     """Take part in one attempt of one round with this party's data: stages 1 to 7.
+
+    With ``aggregation.precompute`` a long noise share is drawn while the party trains; the time
+    of the stage "noise" is then what was left to do.
+
+    Args:
+        public: what every rank holds alike.
+        party: what this one alone holds.
+        secure: this party's session of secure sums.
+        sum_id: the round and the attempt; bound into every key, and never used before.
+        meter: takes the time.
 
     Returns:
         The opened sum of all parties' noised levels, shape (vector_dim,), int64; known to all
         parties.
     """
-    grid = round_grid(public.ring, round_id, public.counted.clip_norm)
+    grid = round_grid(public.ring, sum_id.round_id, public.counted.clip_norm)
 
     def quantized() -> Iterator[NDArray[np.int64]]:
-        for rows in meter.each("train", _train(public, party, round_id)):  # 1. Train.
+        for rows in meter.each("train", _train(public, party, sum_id.round_id)):  # 1. Train.
             with meter.stage("clip"):  # 2. Clip each row.
                 counts = count_rows(rows, grid.clip_norm, public.job, party.weight)
                 clipped, not_finite = clip_rows(rows, grid.clip_norm)
@@ -169,11 +180,13 @@ def protected_sum(
             with meter.stage("quantize"):  # 3. Quantize each row.
                 yield quantize_rows(weigh_rows(clipped, party.weight), grid, counts, party.bits)
 
-    levels = sum_levels(quantized(), grid.plan)
-    with meter.stage("noise"):  # 4. Add this party's share of the noise.
-        noised = add_noise(levels, draw_noise_share(grid.plan, party.bits))
+    ahead = public.job.aggregation.precompute
+    with ShareAhead(draw_noise_share, grid.plan, party.bits, ahead=ahead) as share:
+        levels = sum_levels(quantized(), grid.plan)
+        with meter.stage("noise"):  # 4. Add this party's share of the noise.
+            noised = add_noise(levels, share.take())
     with meter.stage("protect"):  # 5. Nothing has left the party so far.
-        protected = secure.protect(noised)
+        protected = secure.protect(noised, sum_id)
     with meter.stage("aggregate"):  # 6. All parties' vectors become one.
         aggregated = secure.aggregate(protected)
     with meter.stage("open"):  # 7. The sum, and only the sum, is opened.
@@ -299,7 +312,7 @@ def _run_in_process(
             if party is None:
                 secure.open(secure.aggregate(secure.protect(None)))
                 continue
-            opened = protected_sum(public, party, secure, round_id, transport.meter)
+            opened = protected_sum(public, party, secure, SumId(round_id), transport.meter)
             new_model(public, opened, round_id, range(n_parties), transport.meter)
             if rank == 0:
                 after_round(round_id, opened, public)

@@ -16,7 +16,7 @@ from mpcfl.net.transport import Transport
 from mpcfl.parties.ledgers import head_statement, remember_heads
 from mpcfl.parties.setup import Rank
 from mpcfl.round import new_model, protected_sum
-from mpcfl.secagg.base import SecureSum
+from mpcfl.secagg.base import SecureSum, SumId
 
 _TOTALS = struct.Struct(">QQd")
 
@@ -76,7 +76,8 @@ def run_data_party(rank: Rank, secure: SecureSum, transport: Transport, hooks: H
             if reserved is not None:
                 reserved.ledger.abandon(reserved.token)
             return stop
-        opened = protected_sum(public, party, secure, round_id, meter)
+        sum_id = SumId(round_id, rank.attempt_of(round_id))
+        opened = protected_sum(public, party, secure, sum_id, meter)
         new_model(public, opened, round_id, range(n_parties), meter)
         with meter.stage("checkpoint"):
             hooks.applied(round_id + 1)

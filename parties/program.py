@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from mpcfl import __version__
@@ -55,8 +56,8 @@ def _run_rounds(
     run_id = agree_run_id(transport)
     secure = rank.open_backend(transport, sum_settings(rank.public, run_id))
     if rank.party is None:
-        run_aggregator(rank.public.job.training.rounds - rank.first_round, secure, transport)
-        secure.close()
+        with closing(secure):
+            run_aggregator(rank.public.job.training.rounds - rank.first_round, secure, transport)
         agree_without_model(transport, transport.names)
         return
     recorder = Recorder(rank, folder, tell) if transport.rank == 0 else None
@@ -69,7 +70,7 @@ def _run_rounds(
         raise
     finally:
         _log_locally(folder, transport.rank, rank.party.left_out)
-    secure.close()
+        secure.close()
     if rank.ledger is not None:
         rank.ledger.close()
     digest = agree_on_model(rank, transport, transport.names)

@@ -20,7 +20,7 @@ def check_job(job: Job, insecure: bool) -> None:
     require_backend(backend)
     if private and backend in INSECURE_BACKENDS and not insecure:
         raise ConfigError(
-            f"backend {backend!r} lets others see a party's update; use crypten or phe, set "
+            f"backend {backend!r} lets others see a party's update; use ring, crypten or phe, set "
             'privacy.unit = "none", or add --insecure for a comparison'
         )
     check_custody(

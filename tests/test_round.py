@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from mpcfl.config import Job, parse_job
-from mpcfl.hazmat.bits import KeystreamBits, raw_keyed_bits
-from mpcfl.round import RoundResult, public_state, run_round
+from mpcfl.dp import NoisePlan, NoiseShare, draw_noise_share
+from mpcfl.hazmat.bits import BitSource, KeystreamBits, raw_keyed_bits
+from mpcfl.round import RoundResult, public_state, run_round, run_rounds
 from mpcfl.secagg.registry import backend_names
 
 N_PARTIES = 3
@@ -249,3 +251,77 @@ def test_the_aggregator_of_custody_clients_is_one_more_rank() -> None:
     result = run_round(job_of("none", backend="phe", custody="clients"))
     assert len(result.bytes_sent) == N_PARTIES + 1
     assert min(result.bytes_sent) > 0
+
+
+class RecordedBits:
+    """Keyed bits that note who reads how many words, in order."""
+
+    def __init__(self, key: int) -> None:
+        self._bits = raw_keyed_bits(bytes([key]) * 32)
+        self.read: list[int] = []
+        self.threads: set[int] = set()
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        self.read.append(count)
+        self.threads.add(threading.get_ident())
+        return self._bits.words(count)
+
+
+@pytest.fixture
+def every_share_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have shares of any length drawn ahead, so that tests need no long ones."""
+    monkeypatch.setattr("mpcfl.dp.noise_ahead._LEAST_COORDINATES", 1)
+
+
+@pytest.mark.usefixtures("every_share_is_long")
+@pytest.mark.parametrize("backend", ["plain", "ring", "crypten"])
+@pytest.mark.parametrize("unit", ["record", "party"])
+def test_making_things_ahead_changes_neither_bits_nor_sums_of_the_oracle(
+    unit: str, backend: str
+) -> None:
+    rate = 0.75 if unit == "record" else 1.0
+    read, sums = [], []
+    for precompute in (False, True):
+        bits = [RecordedBits(1 + party) for party in range(N_PARTIES)]
+        job = job_of(unit, sample_rate=rate, backend=backend, precompute=precompute)
+        sums.append(run_round(job, bits).opened)
+        read.append([source.read for source in bits])
+        # Each party reads its bits in its own thread, stage after stage.
+        assert [len(source.threads) for source in bits] == [1] * N_PARTIES
+    assert read[0] == read[1]
+    np.testing.assert_array_equal(sums[0], sums[1])
+    np.testing.assert_array_equal(sums[0], opened(job_of(unit, sample_rate=rate)))
+
+
+@pytest.mark.usefixtures("every_share_is_long")
+@pytest.mark.parametrize("precompute", [False, True])
+def test_each_share_is_in_the_sum_it_was_drawn_for_and_in_no_other(
+    precompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to learn, so that each opened sum is its round's noise and nothing else."""
+    shares: list[NDArray[np.int64]] = []
+    names: set[str] = set()
+
+    def recorded(plan: NoisePlan, bits: BitSource | None = None) -> NoiseShare:
+        noise = draw_noise_share(plan, bits).take()
+        shares.append(noise.copy())
+        names.add(threading.current_thread().name.split("_")[0])
+        return NoiseShare(noise)
+
+    monkeypatch.setattr("mpcfl.round.draw_noise_share", recorded)
+    job = job_of("party", task="Learnt", backend="ring", precompute=precompute)
+    # The noise of a round moves the model by less than a level of the next one.
+    server = job.server.model_copy(update={"learning_rate": 1e-15})
+    job = job.model_copy(update={"server": server})
+    n_rounds = 0
+
+    def check(round_id: int, total: NDArray[np.int64], _: object) -> None:
+        nonlocal n_rounds
+        n_rounds += 1
+        drawn = shares[N_PARTIES * round_id : N_PARTIES * (round_id + 1)]
+        np.testing.assert_array_equal(total, np.sum(drawn, axis=0))
+
+    run_rounds(job, after_round=check)
+    assert n_rounds == job.training.rounds
+    assert len(shares) == N_PARTIES * n_rounds
+    assert ("noise" in names) == precompute

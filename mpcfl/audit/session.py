@@ -21,7 +21,7 @@ from mpcfl.round import (
     protected_sum,
     sum_settings,
 )
-from mpcfl.secagg.base import IntVector, SecureSum
+from mpcfl.secagg.base import IntVector, Levels, SecureSum, SumId
 from mpcfl.secagg.registry import load_backend
 
 
@@ -32,19 +32,23 @@ class WatchedSum:
         self._secure = secure
         self.inputs: list[IntVector] = []
 
-    def protect(self, levels: IntVector | None) -> Any:
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`."""
         if levels is not None:
             self.inputs.append(np.array(levels))
-        return self._secure.protect(levels)
+        return self._secure.protect(levels, sum_id)
 
     def aggregate(self, protected: Any) -> Any:
         """See `SecureSum.aggregate`."""
         return self._secure.aggregate(protected)
 
-    def open(self, aggregated: Any) -> IntVector:
+    def open(self, aggregated: Any) -> Levels:
         """See `SecureSum.open`."""
         return self._secure.open(aggregated)
+
+    def prepare(self) -> None:
+        """See `SecureSum.prepare`."""
+        self._secure.prepare()
 
     def close(self) -> None:
         """See `SecureSum.close`."""
@@ -83,7 +87,8 @@ def watch_rounds(publics: Sequence[PublicState], rounds: int, watched: Set[int])
         if rank < n_parties:
             party = party_data(public, rank, public.task.party_data(rank, n_parties))
             for round_id in range(rounds):
-                opened.append(protected_sum(public, party, secure, round_id, transport.meter))
+                sum_id = SumId(round_id)
+                opened.append(protected_sum(public, party, secure, sum_id, transport.meter))
                 new_model(public, opened[-1], round_id, range(n_parties), transport.meter)
         else:
             for _ in range(rounds):

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from mpcfl.errors import AuthenticationError, OutOfOrder
+from mpcfl.errors import AuthenticationError, OutOfOrder, TranscriptMismatch
 from mpcfl.hazmat.bits import BitSource, SystemBits, derive_key, domain_tag
 from mpcfl.net.transport import Transport
 
@@ -203,6 +203,7 @@ def agree_pair_secrets(
         ValueError: ``peers`` holds this rank, or one that there is not.
         AuthenticationError: a public key has the wrong length, is used twice, or lies in the
             small subgroup (its shared secret would be all zero).
+        TranscriptMismatch: ranks saw different public keys, or name the run differently.
     """
     others = [rank for rank in range(transport.n_ranks) if rank != transport.rank]
     wanted = others if peers is None else sorted(set(peers))
@@ -227,7 +228,30 @@ def agree_pair_secrets(
             transcript.hexdigest(),
         )
         secrets[peer] = derive_key(_shared_secret(private_key, public_keys[peer]), tag)
+    # Ranks that saw different keys, or mean another run, would share no secret and notice nothing.
+    confirmation = domain_tag("pair-confirmation", run_id, transcript.hexdigest())
+    require_same(transport, hashlib.sha256(confirmation).digest(), "the exchange of public keys")
     return PairSecrets(transport.rank, secrets)
+
+
+def require_same(transport: Transport, digest: bytes, what: str) -> None:
+    """Have all ranks compare what they saw; all ranks call it together.
+
+    Args:
+        transport: joins the ranks.
+        digest: of what this rank saw; public.
+        what: what was seen, for the error.
+
+    Raises:
+        TranscriptMismatch: a rank saw something else than rank 0.
+    """
+    digests = transport.allgather(digest)
+    for rank, other in enumerate(digests):
+        if other != digests[0]:
+            raise TranscriptMismatch(
+                f"rank {rank} saw {what} otherwise than rank 0: not all ranks were told the same; "
+                "the run stops, start it again"
+            )
 
 
 def _shared_secret(private_key: X25519PrivateKey, public_key: bytes) -> bytes:

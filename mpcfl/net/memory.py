@@ -160,15 +160,21 @@ class _Arrivals:
         """See `Pending.wait`.
 
         Raises:
-            ProtocolError: a buffer was changed while it was under way: over MPI, the others
-                would have got something else.
+            ProtocolError: a block has another length than its buffer; or a buffer was changed
+                while it was under way: over MPI, the others would have got something else.
         """
         if not self._done:
             if not self._is_unchanged():
                 raise ProtocolError("a buffer was changed before its bytes had left")
             self._done = True
             for source, block in self._inbox.items():
-                block[:] = np.frombuffer(self._take(source), dtype=np.uint8)
+                message = self._take(source)
+                if len(message) != block.nbytes:
+                    raise ProtocolError(
+                        f"rank {source} sent a block of {len(message)} bytes, expected are "
+                        f"{block.nbytes}; give all ranks the same settings"
+                    )
+                block[:] = np.frombuffer(message, dtype=np.uint8)
             self.then()
 
 

@@ -12,6 +12,7 @@ Assumes nothing of the network: messages are opaque. Does not protect: see `chan
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mpi4py import MPI
@@ -138,10 +139,18 @@ class MpiTransport:
             self._must_free = False
             self._comm.Free()
 
-    def abandon(self, in_use: object) -> None:
-        """Keep what MPI may still use after a failure; `close` does nothing from then on."""
+    def abandon(self, in_use: object = None) -> None:
+        """Give up after a failure: keep what MPI may still use; `close` does nothing from then on.
+
+        A communicator of our own is revoked, so that no rank goes on waiting for one that has
+        given up, or takes what was sent before for a part of something new.
+        """
         _abandoned.append(in_use)
-        self._must_free = False
+        if self._must_free:
+            self._must_free = False
+            # Where MPI has no fault tolerance, the others wait for their deadline.
+            with suppress(MPI.Exception, NotImplementedError):
+                self._comm.Revoke()
 
     def party_names(self, ranks: Iterable[int]) -> str:
         """Return the names of some ranks, for an error text."""
@@ -182,7 +191,7 @@ class MpiTransport:
             for source, block in incoming.items():
                 for piece in block_pieces(block):
                     request = self._comm.Irecv([piece, MPI.BYTE], source=source, tag=tag)
-                    requests.add(request, source)
+                    requests.add_receive(request, source, piece.nbytes)
             for target, block in outgoing.items():
                 for piece in block_pieces(block):
                     requests.add(self._comm.Isend([piece, MPI.BYTE], dest=target, tag=tag))

@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpcfl.errors import PartyLost
+from mpcfl.errors import PartyLost, ProtocolError
 
 TAG_MESSAGE, TAG_SCATTER, TAG_GATHER = 1, 2, 3
 # MPI counts are 32-bit; a message is cut into pieces of this many bytes, and a piece that
@@ -72,6 +72,8 @@ class Deadline:
             return
         # A dead peer shows as one of several error classes, by the call that met it.
         ranks = self._owner.failed_ranks()
+        if not ranks and error.Get_error_class() == MPI.ERR_REVOKED:
+            raise PartyLost("another rank gave up; see the error there") from error
         if not ranks:
             raise PartyLost(f"MPI failed: {error.Get_error_string()}") from error
         who = self._owner.party_names(ranks)
@@ -130,6 +132,9 @@ class Inbox:
 class Requests:
     """Requests that were posted together; implements `Pending`.
 
+    Blocks of a wrong length are found once they are here. Open MPI itself handles a long block
+    (above some KiB) badly whose buffer is too short: callers compare their settings first.
+
     Args:
         owner: the transport.
         ranks: whom they wait for.
@@ -144,15 +149,21 @@ class Requests:
         self._ranks = tuple(ranks)
         self._buffers = buffers
         self._on_done: Callable[[], None] | None = on_done
-        self._receives: dict[int, list[MPI.Request]] = {}
         self._all: list[MPI.Request] = []
+        self._statuses: list[MPI.Status] = []
+        # By place in the list: from whom a request receives, and how many bytes.
+        self._expected: dict[int, tuple[int, int]] = {}
 
-    def add(self, request: MPI.Request, source: int | None = None) -> None:
-        """Add a request; ``source`` names the rank whose block it receives."""
-        self._all.append(request)
+    def add(self, request: MPI.Request) -> None:
+        """Add a request that receives nothing from one rank alone."""
         _under_way.add(self)
-        if source is not None:
-            self._receives.setdefault(source, []).append(request)
+        self._all.append(request)
+        self._statuses.append(MPI.Status())
+
+    def add_receive(self, request: MPI.Request, source: int, n_bytes: int) -> None:
+        """Add a request that has to receive ``n_bytes`` from ``source``."""
+        self._expected[len(self._all)] = source, n_bytes
+        self.add(request)
 
     def poll(self) -> bool:
         """See `Pending.poll`."""
@@ -170,16 +181,43 @@ class Requests:
     def _finished(self) -> bool:
         if self._on_done is None:
             return True
-        if not MPI.Request.Testall(self._all):
-            return False
+        try:
+            if not MPI.Request.Testall(self._all, self._statuses):
+                return False
+        except MPI.Exception as error:
+            if error.Get_error_class() == MPI.ERR_IN_STATUS:
+                self._check_errors()
+            raise
+        self._check_lengths()
         done, self._on_done = self._on_done, None
         self._buffers = None
         _under_way.discard(self)
         done()
         return True
 
+    def _check_lengths(self) -> None:
+        for place, (source, n_bytes) in self._expected.items():
+            received = self._statuses[place].Get_count(MPI.BYTE)
+            if received != n_bytes:
+                raise ProtocolError(_wrong_length(source, self._owner))
+
+    def _check_errors(self) -> None:
+        """Find a block that was too long for its buffer among what failed."""
+        for place, (source, _) in self._expected.items():
+            error_class = MPI.Get_error_class(self._statuses[place].Get_error())
+            if error_class == MPI.ERR_TRUNCATE:
+                raise ProtocolError(_wrong_length(source, self._owner))
+
     def _missing(self) -> list[int]:
-        return [s for s, requests in self._receives.items() if not MPI.Request.Testall(requests)]
+        # Not by a test, which would take the request's status away.
+        return [s for place, (s, _) in self._expected.items() if not self._all[place].Get_status()]
+
+
+def _wrong_length(source: int, owner: Owner) -> str:
+    return (
+        f"{owner.party_names([source])} sent a block of another length than this rank expects; "
+        "give all ranks the same settings and the same length of vectors"
+    )
 
 
 def return_errors(comm: MPI.Intracomm) -> None:

@@ -36,6 +36,7 @@ class Pending(Protocol):
 
         Raises:
             PartyLost: a rank died, or something is missing at the deadline.
+            ProtocolError: a block has another length than its buffer.
         """
         ...
 

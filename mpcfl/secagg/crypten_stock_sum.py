@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -42,6 +43,7 @@ from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
 
 _PROCESS_MARK_BYTES = 16
+_mark_lock = threading.Lock()
 
 
 class CryptenStockSum:
@@ -128,9 +130,15 @@ def open_crypten_stock_sum(transport: Transport, settings: SumSettings) -> Crypt
     return _open_in_threads(transport, settings)
 
 
-@functools.cache
 def _process_mark() -> bytes:
     """Return a value that all threads of this process share, and no other process has."""
+    # Threads that come together would each fill an empty cache with a mark of their own.
+    with _mark_lock:
+        return _draw_process_mark()
+
+
+@functools.cache
+def _draw_process_mark() -> bytes:
     return os.urandom(_PROCESS_MARK_BYTES)
 
 

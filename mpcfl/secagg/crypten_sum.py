@@ -25,32 +25,22 @@ carries.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mpcfl.errors import OutOfOrder
 from mpcfl.net.channel import PairSecrets, agree_pair_secrets
 from mpcfl.net.codec import Words
-from mpcfl.net.reduction import Chunks
 from mpcfl.net.transport import Transport
-from mpcfl.secagg.base import (
-    FIRST_SUM,
-    Levels,
-    SumId,
-    SumSettings,
-    check_levels,
-    check_range,
-    next_sum,
-)
+from mpcfl.secagg.base import Levels, SumId, SumSettings, check_levels, check_range
 from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
 from mpcfl.secagg.crypten_streams import computing_generators
 from mpcfl.secagg.graph import agree_neighbors
-from mpcfl.secagg.masks import MaskedSource, MaskPreparation, PairMasks
+from mpcfl.secagg.mask_session import MaskSession
+from mpcfl.secagg.masks import PairMasks
 from mpcfl.secagg.shared_sum import (
     Release,
     SharedSum,
@@ -61,7 +51,6 @@ from mpcfl.secagg.shared_sum import (
 
 ArithmeticSharedTensor = crypten.mpc.primitives.ArithmeticSharedTensor
 _PURPOSE = "crypten-mask"
-_WORD = np.dtype(np.uint64)
 _WORD_BITS = 64
 
 
@@ -71,18 +60,11 @@ class CryptenSum:
     def __init__(self, transport: Transport, settings: SumSettings, secrets: PairSecrets) -> None:
         self._transport = transport
         self._settings = settings
-        self._chunks = Chunks.of(settings.dim, transport.n_ranks, _WORD.itemsize)
         self._secrets = secrets
-        self._masks: PairMasks | None = PairMasks(transport.rank, secrets, _PURPOSE)
+        pairs = PairMasks(transport.rank, secrets, _PURPOSE)
+        self._masks = MaskSession(transport, settings, pairs, np.dtype(np.uint64))
         self._communicator = TransportCommunicator(transport)
-        self._last: SumId | None = None
         self._dtype: np.dtype[Any] = np.dtype(np.int64)
-        self._executor: ThreadPoolExecutor | None = None
-        self._preparation: MaskPreparation | None = None
-        if settings.precompute:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="masks")
-            self._preparation = MaskPreparation(self._masks, self._chunks, self._executor)
-            self._preparation.start(FIRST_SUM, _WORD)
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`.
@@ -109,8 +91,9 @@ class CryptenSum:
         offset = self._offset_of_sum(self._settings.modulus_bits)
         sink = _OpenedSum(opened, offset, self._settings.modulus_bits)
         words = aggregated.share.numpy().view(np.uint64)
-        self._communicator.sum_words(words, sink, self._chunks)
-        self._prepare_next()
+        with self._masks.exchange():
+            self._communicator.sum_words(words, sink, self._masks.chunks)
+        self._masks.prepare_next()
         return opened
 
     def share_sum(
@@ -144,37 +127,29 @@ class CryptenSum:
         bits, rank = self._settings.modulus_bits, self._transport.rank
 
         def check() -> tuple[Levels, SumId, int]:
-            if self._masks is None:
-                raise OutOfOrder("this session was closed; open a new one")
+            self._masks.check_open()
             check_precision(self._transport.n_ranks, bits, precision)
             check_release(release, self._settings, self._transport.n_ranks)
-            return self._checked(levels), next_sum(self._last, sum_id), precision
+            return self._checked(levels), self._masks.expected(sum_id), precision
 
         vector, chosen, charge = agree_release(self._transport, release, check)
         share = self._make_share(vector, chosen)
         if rank == 0:
             share -= self._offset_of_sum(bits)
         generators = computing_generators(rank, self._secrets, self._settings.run_id, chosen)
-        self._prepare_next()
+        self._masks.prepare_next()
         tensor = torch.from_numpy((share << np.uint64(precision)).view(np.int64))
         encoded = ArithmeticSharedTensor.from_shares(tensor, precision=precision)
         return SharedSum(encoded, self._communicator, generators, charge)
 
     def prepare(self) -> None:
         """See `SecureSum.prepare`."""
-        if self._preparation is not None:
-            self._preparation.wait()
+        self._masks.prepare()
 
     def close(self) -> None:
         """Forget all keys and masks; see `SecureSum.close`. Shared sums can't go on either."""
-        masks, self._masks = self._masks, None
         self._communicator.close()
-        if self._preparation is not None:
-            self._preparation.drop()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        if masks is not None:
-            masks.forget()
+        self._masks.close()
 
     def _checked(self, levels: Levels | None) -> Levels:
         vector = check_levels(levels, self._settings)
@@ -183,26 +158,18 @@ class CryptenSum:
 
     def _make_share(self, levels: Levels, sum_id: SumId | None) -> NDArray[np.uint64]:
         """Return levels plus 2^(b-1) under all masks, shape (dim,); each sum has its own masks."""
-        if self._masks is None:
-            raise OutOfOrder("this session was closed; open a new one")
-        self._last = next_sum(self._last, sum_id)
+        source, _ = self._masks.begin(levels, sum_id)
         self._dtype = levels.dtype
-        prepared = None if self._preparation is None else self._preparation.take(self._last)
-        source = MaskedSource(levels, self._last, self._masks, self._chunks, prepared)
         share = np.empty(self._settings.dim, dtype=np.uint64)
         offset = np.uint64(1 << (self._settings.modulus_bits - 1))
-        for number in range(len(self._chunks)):
-            chunk = share[self._chunks.chunk(number)]
+        for number in range(len(self._masks.chunks)):
+            chunk = share[self._masks.chunks.chunk(number)]
             source(number, chunk)
             chunk += offset
         return share
 
     def _offset_of_sum(self, modulus_bits: int) -> np.uint64:
         return np.uint64((self._transport.n_ranks << (modulus_bits - 1)) % (1 << _WORD_BITS))
-
-    def _prepare_next(self) -> None:
-        if self._preparation is not None and self._last is not None:
-            self._preparation.start(self._last.expected_next, _WORD)
 
 
 class _OpenedSum:

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
 
 import numpy as np
 
-from mpcfl.errors import ProtocolError, TranscriptMismatch
+from mpcfl.errors import ProtocolError
 from mpcfl.hazmat.bits import BitSource, SystemBits, domain_tag, raw_keyed_bits
+from mpcfl.net.channel import require_same
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.neighbors import neighbors_on_circle
 
@@ -101,18 +101,10 @@ def _agree_seed(transport: Transport, run_id: str, bits: BitSource) -> bytes:
     seed = hashlib.sha256(domain_tag("graph-seed", run_id) + b"".join(nonces)).digest()
     # 3. Everybody confirms: a rank that told its peers different bytes would leave masks
     # that do not cancel.
-    _confirm(transport.allgather(hashlib.sha256(domain_tag("graph-check") + seed).digest()))
+    digest = hashlib.sha256(domain_tag("graph-check") + seed).digest()
+    require_same(transport, digest, "the bytes for the graph of masks")
     return seed
 
 
 def _commitment(run_id: str, rank: int, nonce: bytes) -> bytes:
     return hashlib.sha256(domain_tag("graph-commitment", run_id, rank) + nonce).digest()
-
-
-def _confirm(digests: Sequence[bytes]) -> None:
-    for rank, digest in enumerate(digests):
-        if digest != digests[0]:
-            raise TranscriptMismatch(
-                f"rank {rank} drew another graph of masks than rank 0: not all ranks were told "
-                "the same; the run stops, start it again"
-            )

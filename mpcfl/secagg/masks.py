@@ -16,9 +16,11 @@ release Python's lock. They hide one vector once, and are thrown away if another
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,8 @@ from mpcfl.secagg.base import Levels, SumId
 
 # A piece of output and stream, 256 KiB each, stays in the second-level cache.
 _PIECE_BYTES = 1 << 18
+# uint8, uint16, uint32 or uint64.
+WordType = np.dtype[np.unsignedinteger[Any]]
 # A stream, and whether this side adds it.
 _Stream = tuple[KeystreamBits, bool]
 
@@ -49,6 +53,7 @@ class PairMasks:
         self._secrets = secrets
         self._purpose = purpose
         self._peers = secrets.peers
+        self._process_id = os.getpid()
 
     @property
     def n_peers(self) -> int:
@@ -67,7 +72,17 @@ class PairMasks:
         """Drop all secrets."""
         self._secrets.forget()
 
+    def check_process(self) -> None:
+        """Refuse to go on in a child process, whose parent has the same masks.
+
+        Raises:
+            OutOfOrder: this is one.
+        """
+        if os.getpid() != self._process_id:
+            raise OutOfOrder("this session was opened before a fork; open a new one")
+
     def _streams(self, sum_id: SumId, number: int) -> list[_Stream]:
+        self.check_process()
         context = (sum_id.round_id, sum_id.attempt, number)
         return [
             (raw_keyed_bits(self._secrets.key(peer, self._purpose, *context)), self._rank < peer)
@@ -115,7 +130,7 @@ class MaskPreparation:
         self._prepared: _PreparedMasks | None = None
         self._stop = threading.Event()
 
-    def start(self, sum_id: SumId, dtype: np.dtype[np.unsignedinteger]) -> None:
+    def start(self, sum_id: SumId, dtype: WordType) -> None:
         """Begin to make the masks of a sum in the background."""
         self.drop()
         self._stop = threading.Event()
@@ -124,12 +139,22 @@ class MaskPreparation:
         self._prepared = _PreparedMasks(sum_id, words, made)
 
     def wait(self) -> None:
-        """Return once the masks that were started are ready."""
+        """Return once the masks that were started are ready; if that failed, `take` says so.
+
+        Raises:
+            OutOfOrder: this is a child process, where nobody makes them.
+        """
+        self._masks.check_process()
         if self._prepared is not None:
-            self._prepared.made.result()
+            wait([self._prepared.made])
 
     def take(self, sum_id: SumId) -> Words | None:
-        """Hand over the masks of a sum, once; None if there are none of this one."""
+        """Hand over the masks of a sum, once; None if there are none of this one.
+
+        Raises:
+            OutOfOrder: this is a child process, whose parent has the same masks.
+        """
+        self._masks.check_process()
         prepared = self._prepared
         if prepared is None or prepared.sum_id != sum_id:
             self.drop()

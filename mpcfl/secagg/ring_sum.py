@@ -18,28 +18,19 @@ overlap, and `open` hands the sum over.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mpcfl.errors import OutOfOrder
 from mpcfl.net.channel import agree_pair_secrets
 from mpcfl.net.codec import WordCodec, Words
-from mpcfl.net.reduction import Chunks, Reduction
+from mpcfl.net.reduction import Reduction
 from mpcfl.net.transport import Transport
-from mpcfl.secagg.base import (
-    FIRST_SUM,
-    Levels,
-    SumId,
-    SumSettings,
-    check_levels,
-    check_range,
-    next_sum,
-)
+from mpcfl.secagg.base import Levels, SumId, SumSettings, check_levels, check_range
 from mpcfl.secagg.graph import agree_neighbors
-from mpcfl.secagg.masks import MaskedSource, MaskPreparation, PairMasks
+from mpcfl.secagg.mask_session import MaskSession
+from mpcfl.secagg.masks import MaskedSource, PairMasks
 
 _PURPOSE = "ring-mask"
 
@@ -59,31 +50,15 @@ class RingSum:
         self._transport = transport
         self._settings = settings
         self._codec = WordCodec(settings.modulus_bits)
-        self._chunks = Chunks.of(settings.dim, transport.n_ranks, self._codec.dtype.itemsize)
-        self._masks: PairMasks | None = masks
-        self._last: SumId | None = None
-        self._executor: ThreadPoolExecutor | None = None
-        if settings.precompute or len(self._chunks) > 1:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="masks")
-        self._preparation: MaskPreparation | None = None
-        if settings.precompute and self._executor is not None:
-            self._preparation = MaskPreparation(masks, self._chunks, self._executor)
-            self._preparation.start(FIRST_SUM, self._codec.dtype)
+        self._masks = MaskSession(transport, settings, masks, self._codec.dtype)
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> _Protected:
         """See `SecureSum.protect`; the masks are added while chunks are sent."""
-        masks = self._masks_of_open_session()
+        self._masks.check_open()
         vector = check_levels(levels, self._settings)
         check_range(vector, self._settings.modulus_bits)
-        self._last = next_sum(self._last, sum_id)
-        prepared = None if self._preparation is None else self._preparation.take(self._last)
-        source = MaskedSource(vector, self._last, masks, self._chunks, prepared)
+        source, prepared = self._masks.begin(vector, sum_id)
         return _Protected(source, self._room_for_sum(vector.dtype, prepared))
-
-    def _masks_of_open_session(self) -> PairMasks:
-        if self._masks is None:
-            raise OutOfOrder("this session was closed; open a new one")
-        return self._masks
 
     def _room_for_sum(self, dtype: np.dtype[Any], prepared: Words | None) -> Levels:
         """Return where the sum goes: over its masks, which each chunk has used up by then."""
@@ -93,32 +68,25 @@ class RingSum:
 
     def aggregate(self, protected: _Protected) -> Levels:
         """See `SecureSum.aggregate`: mask, send and add up, chunk by chunk."""
-        self._masks_of_open_session()
-        reduction = Reduction(self._transport, self._codec, self._chunks, self._executor)
-        reduction.run(protected.source, _CentredSum(protected.total, self._codec))
+        masks, sink = self._masks, _CentredSum(protected.total, self._codec)
+        with masks.exchange():
+            reduction = Reduction(self._transport, self._codec, masks.chunks, masks.executor)
+            reduction.run(protected.source, sink)
         return protected.total
 
     def open(self, aggregated: Levels) -> Levels:
         """See `SecureSum.open`; the masks have cancelled in the sum."""
-        self._masks_of_open_session()
-        if self._preparation is not None and self._last is not None:
-            self._preparation.start(self._last.expected_next, self._codec.dtype)
+        self._masks.check_open()
+        self._masks.prepare_next()
         return aggregated
 
     def prepare(self) -> None:
         """See `SecureSum.prepare`."""
-        if self._preparation is not None:
-            self._preparation.wait()
+        self._masks.prepare()
 
     def close(self) -> None:
         """Forget all keys and masks; see `SecureSum.close`."""
-        masks, self._masks = self._masks, None
-        if self._preparation is not None:
-            self._preparation.drop()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        if masks is not None:
-            masks.forget()
+        self._masks.close()
 
 
 class _CentredSum:

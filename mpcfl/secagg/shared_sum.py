@@ -280,11 +280,12 @@ def agree_release(
     """
     try:
         checked, sum_id, precision = check()
+        own = _READY + _describe(release, sum_id, precision)
+        # Last, so that nothing that is wrong here costs anything.
         charge = None if release is Unit.NONE else ReservedCharge(release)
-    except (MpcflError, TypeError, ValueError):
+    except Exception:
         transport.allgather(_REFUSED)
         raise
-    own = _READY + _describe(release, sum_id, precision)
     answers = transport.allgather(own)
     try:
         _require_equal(answers, transport.rank)

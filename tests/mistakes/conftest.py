@@ -279,6 +279,27 @@ def _watch(transport: MemoryTransport, sent: list[bytes]) -> None:
         return exchange(outgoing, sources)
 
     transport.exchange = watched  # type: ignore[method-assign]  # of this object only
+    scatter, gather, allreduce = (
+        transport.begin_scatter,
+        transport.begin_gather,
+        transport.begin_allreduce,
+    )
+
+    def watched_scatter(blocks: Sequence[Any], inbox: Mapping[int, Any]) -> Any:
+        sent.extend(block.tobytes() for block in blocks)
+        return scatter(blocks, inbox)
+
+    def watched_gather(own: Any, inbox: Mapping[int, Any]) -> Any:
+        sent.append(own.tobytes())
+        return gather(own, inbox)
+
+    def watched_allreduce(words: NDArray[Any]) -> Any:
+        sent.append(words.tobytes())
+        return allreduce(words)
+
+    transport.begin_scatter = watched_scatter  # type: ignore[method-assign]  # as above
+    transport.begin_gather = watched_gather  # type: ignore[method-assign]  # as above
+    transport.begin_allreduce = watched_allreduce  # type: ignore[method-assign]  # as above
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ def refuses_to_open(job_of, line_task, run_job, sabotage):
     """Tell whether a run in which party 2 dies in its second round opens no second sum."""
     job = job_of(line_task, training={"rounds": 3})
 
-    def dies_at_round_one(right, public, party, secure, round_id, meter):
-        if round_id == 1 and secure._rank == 2:
+    def dies_at_round_one(right, public, party, secure, sum_id, meter):
+        if sum_id.round_id == 1 and secure._rank == 2:
             raise LostError
-        return right(public, party, secure, round_id, meter)
+        return right(public, party, secure, sum_id, meter)
 
     def run() -> bool:
         with sabotage("mpcfl.parties.data_party:protected_sum", dies_at_round_one):
@@ -49,11 +49,13 @@ def test_no_sum_is_opened_without_all_planned_contributors(refuses_to_open):
 
 
 def test_a_sum_that_goes_on_without_the_lost_party_is_noticed(refuses_to_open, sabotage):
-    def only_warns(right, self, source, target):
+    def only_warns(right, self, source, target, kind):
         try:
-            return right(self, source, target)
+            return right(self, source, target, kind)
         except MpcflError:
-            return bytes(3 * 8)
+            # Of so short a vector, party 0 adds up everything: to it and from it go whole vectors.
+            adds_up = {"SCATTER": target, "GATHER": source}.get(kind.name, 0)
+            return bytes(3 * 8) if adds_up == 0 else b""
 
     with sabotage("mpcfl.net.memory:MemoryNetwork.get", only_warns):
         assert not refuses_to_open()

@@ -134,10 +134,10 @@ def resumed_spends(job_of, line_task, run_job, sabotage):
     job = job_of(line_task, privacy={"spare_attempts": 2}, aggregation={"backend": "crypten"})
     plan = plan_for_job(job, 3)
 
-    def dies(right, public, party, secure, round_id, meter):
-        if round_id == 1:
+    def dies(right, public, party, secure, sum_id, meter):
+        if sum_id.round_id == 1:
             raise KilledError
-        return right(public, party, secure, round_id, meter)
+        return right(public, party, secure, sum_id, meter)
 
     def run(put_back=lambda folder, older: None) -> int:
         with sabotage("mpcfl.parties.data_party:protected_sum", dies):

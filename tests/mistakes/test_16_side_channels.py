@@ -97,6 +97,15 @@ def test_the_check_fires_on_numbers_of_examples(two_runs, sabotage):
     assert lengths(first) != lengths(second)
 
 
+@pytest.mark.parametrize("backend", ["plain", "ring", "crypten"])
+def test_the_check_sees_the_vectors_themselves(backend, two_runs):
+    """So that the comparison above is one of all that leaves, not of messages beside it."""
+    first, _ = two_runs("party", backend)
+    words = 3 * (1 if backend == "ring" else 2) * 4
+    for sizes in lengths(first).values():
+        assert sizes.count(words) >= 2
+
+
 def json_of(ran) -> dict[str, Any]:
     return json.loads(ran.folder.run_json.read_text())
 

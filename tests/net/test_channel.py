@@ -4,7 +4,7 @@ import pickle  # noqa: TID251 - to see that secrets refuse it
 import numpy as np
 import pytest
 
-from mpcfl.errors import AuthenticationError, OutOfOrder
+from mpcfl.errors import AuthenticationError, OutOfOrder, TranscriptMismatch
 from mpcfl.net import channel
 from mpcfl.net.channel import PairSecrets, SealedTransport, agree_pair_secrets
 from mpcfl.net.memory import MemoryTransport, run_parties
@@ -41,15 +41,54 @@ def test_key_agreement_takes_as_many_exchanges_as_there_are_neighbors(n_ranks, m
     assert len(done) == 2 * n_ranks
 
 
+class OtherView(MemoryTransport):
+    """Shows its rank another public key of rank 2; what comes later goes through as it is."""
+
+    def allgather(self, message):
+        seen = super().allgather(message)
+        if getattr(self, "is_changed", False):
+            return seen
+        self.is_changed = True
+        return [*seen[:2], b"\x09" + bytes(31)]
+
+
+@pytest.mark.parametrize("peers", [None, ()], ids=["all pairs", "no neighbors"])
+def test_ranks_that_saw_different_keys_stop_all_of_them(peers):
+    errors = {}
+
+    def party(transport):
+        if transport.rank == 1:
+            transport.__class__ = OtherView
+        try:
+            agree_pair_secrets(transport, "run", peers=peers)
+        except TranscriptMismatch as error:
+            errors[transport.rank] = str(error)
+
+    run_parties(3, party)
+    assert set(errors) == {0, 1, 2}
+    assert all("rank 1 saw the exchange of public keys otherwise" in e for e in errors.values())
+
+
+def test_ranks_that_name_the_run_differently_are_stopped():
+    def party(transport):
+        agree_pair_secrets(transport, "run" if transport.rank else "other")
+
+    with pytest.raises(TranscriptMismatch):
+        run_parties(2, party)
+
+
+@pytest.fixture
+def unconfirmed(monkeypatch):
+    """Leave out the comparison, to see what secrets are worth without it."""
+    monkeypatch.setattr(channel, "require_same", lambda *_: None)
+
+
+@pytest.mark.usefixtures("unconfirmed")
 def test_secrets_of_neighbors_cover_the_public_keys_of_all():
     # Rank 2 is no neighbor of 0 and 1; a view of its key that differs still parts them.
-    class Changed(MemoryTransport):
-        def allgather(self, message):
-            return [*super().allgather(message)[:2], b"\x09" + bytes(31)]
-
     def party(transport, changed):
         if changed and transport.rank == 0:
-            transport.__class__ = Changed
+            transport.__class__ = OtherView
         peers = {0: [1], 1: [0], 2: []}[transport.rank]
         return agree_pair_secrets(transport, "run", peers=peers)
 
@@ -110,15 +149,12 @@ def test_run_id_is_bound_into_every_key(run_a, run_b, equal):
     assert (keys(run_a) == keys(run_b)) is equal
 
 
+@pytest.mark.usefixtures("unconfirmed")
 def test_ranks_with_different_views_of_the_key_exchange_share_no_key():
     # Rank 2's public key is shown to rank 0 only in a changed form: even ranks 0 and 1 differ.
-    class Changed(MemoryTransport):
-        def allgather(self, message):
-            return [*super().allgather(message)[:2], b"\x09" + bytes(31)]
-
     def party(transport):
         if transport.rank == 0:
-            transport.__class__ = Changed
+            transport.__class__ = OtherView
         return agree_pair_secrets(transport, "run")
 
     left, right, _ = run_parties(3, party)

@@ -48,7 +48,7 @@ def test_sparse_graph_gives_the_same_sum_from_fewer_masks(neighbors, n_streams):
     def party(transport):
         settings = SumSettings(DIM, run_id="88" * 16, neighbors=neighbors)
         session = open_crypten_sum(transport, settings)
-        return session._masks.n_peers, sum_once(session, vector(transport.rank))
+        return session._masks.pairs.n_peers, sum_once(session, vector(transport.rank))
 
     for n_peers, opened in run_parties(7, party):
         assert n_peers == n_streams
@@ -65,7 +65,7 @@ def test_any_length_in_any_number_of_chunks(monkeypatch, dim, n_ranks):
         session = open_crypten_sum(transport, SumSettings(dim, run_id="88" * 16))
         levels = vector(transport.rank, dim=dim)
         levels.setflags(write=False)
-        return len(session._chunks), sum_once(session, levels)
+        return len(session._masks.chunks), sum_once(session, levels)
 
     for n_chunks, opened in run_parties(n_ranks, party):
         assert n_chunks > 100 if dim > 1 else n_chunks == dim

@@ -192,7 +192,7 @@ def test_who_tells_two_ranks_different_bytes_stops_all() -> None:
     )
     assert len(errors) == N
     assert all(type(error) is TranscriptMismatch for error in errors.values())
-    assert all("rank 3 drew another graph" in str(error) for error in errors.values())
+    assert all("rank 3 saw the bytes for the graph" in str(error) for error in errors.values())
 
 
 @pytest.mark.stat

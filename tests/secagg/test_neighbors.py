@@ -282,3 +282,18 @@ def test_every_test_that_the_proof_names_is_there() -> None:
     named = set(re.findall(r"`test_neighbors\.py::(\w+)`", text))
     assert len(named) >= 5
     assert named <= globals().keys()
+
+
+@pytest.mark.parametrize("n", range(3, 11))
+def test_the_stated_probability_covers_every_smaller_number_of_removed_parties(n: int) -> None:
+    for k in choices(n):
+        worst = Fraction(0)
+        for removed in range(n + 1):
+            worst = max(worst, disconnect_probability(n, removed, k))
+            stated = failure_exponent(n, removed, k)
+            if worst == 0:
+                assert stated is None
+            else:
+                assert stated is not None
+                # Above 2^-40 only one unsafe number is looked for, so it says "unsafe" at least.
+                assert 2.0**stated >= worst or stated > -40

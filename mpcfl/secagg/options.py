@@ -1,0 +1,176 @@
+"""What the callers of `open_secure_sum` ask for: checked at each rank, then compared by all.
+
+The options are keys of ``[aggregation]``; two of ``[parties]`` come with a sparse graph of
+masks. All of it is public. Nothing is sent before every rank has found its own to be in order.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from mpcfl.config import Custody, read_neighbors
+from mpcfl.errors import ConfigError, TranscriptMismatch
+from mpcfl.hazmat.bits import TAG_VERSION
+from mpcfl.secagg.base import MAX_MODULUS_BITS, MIN_MODULUS_BITS, BackendFactory, SumSettings
+from mpcfl.secagg.custody import DEFAULT_KEY_BITS, check_key_bits
+from mpcfl.secagg.neighbors import NeighborChoice, resolve_neighbors
+from mpcfl.secagg.registry import load_backend
+
+# Backends with pairwise masks: a rank may share them with some ranks only, and each sum's are
+# named by its `SumId`, so that ranks stay in step whatever became of the sums before.
+MASKED_BACKENDS = ("crypten", "ring")
+# Seconds; as in [aggregation]. It also bounds opening, before the ranks heard of another one.
+DEFAULT_DEADLINE_S = 120.0
+# Keys of [aggregation] that name something which is not built yet; their "off" is allowed.
+_NOT_AVAILABLE = ("checked",)
+# What a sparse graph has to withstand, as in [parties].
+_THREATS = ("colluding", "max_dropout")
+_OPTIONS = ("custody", "deadline_s", "key_bits", "neighbors", "precompute", *_THREATS)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One rank's arguments, checked; without a run id, which the ranks agree on later."""
+
+    backend: str
+    settings: SumSettings
+    factory: BackendFactory
+    deadline_s: float
+
+    def describe(self) -> bytes:
+        """Return what has to be equal at all ranks as text, one ``key=value`` per line.
+
+        Masks are the same whether they are made ahead or not, so ``precompute`` is not in it.
+        """
+        settings = self.settings
+        facts = {
+            "backend": self.backend,
+            "dim": settings.dim,
+            "modulus_bits": settings.modulus_bits,
+            "key_bits": settings.key_bits,
+            "neighbors": "all" if settings.neighbors is None else settings.neighbors,
+            "version": TAG_VERSION,
+        }
+        return "\n".join(f"{key}={value}" for key, value in facts.items()).encode()
+
+
+def propose(
+    backend: str, dim: int, modulus_bits: int, n_ranks: int, options: Mapping[str, Any]
+) -> Proposal:
+    """Check one rank's arguments and load the backend; nothing is sent.
+
+    Raises:
+        TypeError: a number is none.
+        ConfigError: an option is unknown, out of range, missing or not available.
+        PlanError: the number of neighbors is not safe.
+        BackendUnavailable: there is no such backend, or its package is not installed.
+    """
+    dim, modulus_bits = operator.index(dim), operator.index(modulus_bits)
+    if dim < 0:
+        raise ConfigError(f"dim = {dim} is negative; give the length of the vectors")
+    if not MIN_MODULUS_BITS <= modulus_bits <= MAX_MODULUS_BITS:
+        raise ConfigError(f"modulus_bits = {modulus_bits} is not in 8 to 64; 32 is the default")
+    _check_names(options)
+    if options.get("custody", Custody.HOLDER) != Custody.HOLDER:
+        raise ConfigError(
+            'here every rank brings data, so custody can only be "holder"; `mpcfl run` has the '
+            "others"
+        )
+    key_bits = operator.index(options.get("key_bits", DEFAULT_KEY_BITS))
+    check_key_bits(key_bits)
+    settings = SumSettings(
+        dim=dim,
+        modulus_bits=modulus_bits,
+        key_bits=key_bits,
+        neighbors=_read_neighbors(backend, n_ranks, options),
+        precompute=_read_precompute(options),
+    )
+    return Proposal(backend, settings, load_backend(backend), _read_deadline(options))
+
+
+def compare(descriptions: Sequence[bytes]) -> None:
+    """Refuse to go on unless all ranks have the same settings.
+
+    Raises:
+        TranscriptMismatch: a rank has others than rank 0; the first difference is named.
+    """
+    first = descriptions[0].decode(errors="replace").splitlines()
+    for rank, description in enumerate(descriptions):
+        other = description.decode(errors="replace").splitlines()
+        if other != first:
+            ours, theirs = next((a, b) for a, b in zip(first, other, strict=False) if a != b)
+            raise TranscriptMismatch(
+                f"rank {rank} wants {theirs}, rank 0 wants {ours}; give all ranks the same settings"
+            )
+
+
+def _check_names(options: Mapping[str, Any]) -> None:
+    unknown = sorted(set(options) - {*_OPTIONS, *_NOT_AVAILABLE})
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}; known are {', '.join(sorted(_OPTIONS))}")
+    for name in _NOT_AVAILABLE:
+        if options.get(name, False) is not False:
+            raise ConfigError(f"option {name} is not available yet; leave it out")
+
+
+def _read_neighbors(backend: str, n_ranks: int, options: Mapping[str, Any]) -> int | None:
+    """Return k; None if every rank shares masks with all others."""
+    given = options.get("neighbors", "all")
+    try:
+        # Integers of numpy are integers too.
+        choice = given if isinstance(given, str | bool) else operator.index(given)
+        read_neighbors(choice)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f'neighbors = {given!r} is neither "all" nor "auto" (the least that is safe) nor an '
+            "even number from 2 on"
+        ) from None
+    threats = [name for name in _THREATS if name in options]
+    if choice == "all":
+        if threats:
+            raise ConfigError(
+                f'{threats[0]} says what a sparse graph has to withstand; with neighbors = "all" '
+                "there is none, so leave it out"
+            )
+        return None
+    if backend not in MASKED_BACKENDS:
+        raise ConfigError(
+            f'backend "{backend}" has no masks that could be shared with fewer ranks; leave '
+            f"neighbors out, or take one of {', '.join(MASKED_BACKENDS)}"
+        )
+    return _resolve(cast("NeighborChoice", choice), n_ranks, options)
+
+
+def _resolve(choice: NeighborChoice, n_ranks: int, options: Mapping[str, Any]) -> int | None:
+    if "colluding" not in options:
+        raise ConfigError(
+            f"neighbors = {choice!r} needs colluding, the number of ranks that may pool what they "
+            "know: masks that are shared with fewer ranks protect against so many only"
+        )
+    # No sum goes on without a rank, so by default none is missing.
+    colluding, max_dropout = (operator.index(options.get(name, 0)) for name in _THREATS)
+    if not 1 <= colluding < n_ranks or not 0 <= max_dropout < n_ranks:
+        raise ConfigError(
+            f"colluding = {colluding} and max_dropout = {max_dropout} are no numbers of {n_ranks} "
+            "ranks; at least 1 colludes, 0 or more are missing, and somebody else is left"
+        )
+    return resolve_neighbors(choice, n_ranks, colluding, max_dropout)
+
+
+def _read_precompute(options: Mapping[str, Any]) -> bool:
+    precompute = options.get("precompute", False)
+    if not isinstance(precompute, bool):
+        raise ConfigError(f"precompute = {precompute!r} is neither True nor False")
+    return precompute
+
+
+def _read_deadline(options: Mapping[str, Any]) -> float:
+    deadline_s = options.get("deadline_s", DEFAULT_DEADLINE_S)
+    is_number = isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool)
+    if not is_number or not 0 < deadline_s <= sys.float_info.max:
+        raise ConfigError(f"deadline_s = {deadline_s} is not a positive, finite number of seconds")
+    return float(deadline_s)
