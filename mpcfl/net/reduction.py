@@ -5,7 +5,7 @@ up, and then sends the sum of its own slice to all: 2 (n-1)/n of a vector leaves
 every rank, which is the least that any algorithm needs, and b bits travel per word. While one
 chunk is under way the next one is made (in a thread of its own where the caller gives one)
 and the one before is finished. Words are made, sent and received where the sum will lie; beside
-that, what is received to be added up takes room, two chunks at most.
+that, what is packed, and what is received to be added up, takes some chunks of room.
 
 Where slices get very short, many messages cost more than their bytes, and MPI's own tree
 reduction takes over (`Transport.begin_allreduce`).

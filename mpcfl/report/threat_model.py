@@ -27,7 +27,7 @@ _SPARSE = (
     " Each party shares masks with {neighbors} others only: its neighbors on a circle in a random "
     "order, which all parties draw together once it is settled who takes part. The planned "
     "coalition, formed before that, learns nothing but the opened sum, except with probability "
-    "2^-40 for each circle; up to the planned number of parties may be missing besides. Any "
+    "2^-40 for each circle; the planned number of missing parties is allowed for. Any "
     "{neighbors} parties that are all the neighbors of one party can learn its input if they pool "
     "what they know, and the circle is public once it is drawn."
 )

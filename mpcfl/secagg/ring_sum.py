@@ -2,7 +2,7 @@
 
 Every rank adds a stream per peer to its integers (`masks.py`) and puts the result, mod 2^b,
 into a reduction in chunks (`net/reduction.py`). Masking, sending and adding up overlap; beside
-the input and the sum three chunks are held, and masks that were made ahead lie where the sum
+the input and the sum a few chunks are held, and masks that were made ahead lie where the sum
 will go, if its words are as wide. Since masks are uniform in Z_2^b and all arithmetic is mod
 2^b, no carry leaves the ring: nobody learns more of the sum than its residue.
 
