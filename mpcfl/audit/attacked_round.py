@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from mpcfl.audit.gradient_matching import Effort, Reals
-from mpcfl.audit.tap import Recorder, Stage, TappedTransport, watching
+from mpcfl.audit.tap import Recorder, Stage, TappedTransport, Via, watching
 from mpcfl.audit.uniformity import words_of
 from mpcfl.config import Job, parse_job
 from mpcfl.learn.task import Records
@@ -20,7 +20,7 @@ from mpcfl.learn.tasks.digits import DigitsTask
 from mpcfl.learn.train import record_gradients
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.round import PublicState, party_data, protected_sum, sum_settings
-from mpcfl.secagg.base import IntVector, from_offset_binary
+from mpcfl.secagg.base import IntVector, SumId, from_offset_binary
 from mpcfl.secagg.registry import load_backend
 
 VICTIM = 0
@@ -108,11 +108,14 @@ def real_round(publics: list[PublicState]) -> tuple[IntVector, IntVector]:
         secure = open_backend(tapped, sum_settings(public, run_id="audit-inversion"))
         recorder.enter(rank, Stage.PROTECT, 0)
         own = party_data(public, rank, public.task.party_data(rank, n_parties))
-        opened = protected_sum(public, own, secure, 0, transport.meter)
+        opened = protected_sum(public, own, secure, SumId(0), transport.meter)
         secure.close()
         return opened
 
     with watching(recorder):
         opened = run_parties(n_parties, party)[0]
-    sent = b"".join(m.payload for m in recorder.wire if (m.sender, m.number) == (VICTIM, 0))
+    # What is gathered afterwards are pieces of the sum.
+    sent = b"".join(
+        m.payload for m in recorder.wire if (m.sender, m.number, m.via) == (VICTIM, 0, Via.SCATTER)
+    )
     return from_offset_binary(words_of(sent, opened.size), _MODULUS_BITS, 1), opened

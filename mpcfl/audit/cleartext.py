@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.signal import correlate
 
 from mpcfl.audit.observe import Observation, Words
-from mpcfl.audit.uniformity import MIN_STREAM_BYTES
+from mpcfl.audit.uniformity import MIN_STREAM_BYTES, word_bits, words_of
 from mpcfl.audit.verdict import FALSE_POSITIVE_RATE, Finding
 from mpcfl.secagg.base import IntVector, to_offset_binary
 
@@ -166,6 +166,13 @@ def _peaks(stream: bytes, levels: IntVector, modulus_bits: int) -> Iterator[tupl
                 continue
             for bit in range(min(modulus_bits, 8 * n_bytes)):
                 yield _peak(_bit_signs(words, bit), signs[bit])
+    width = word_bits(stream, len(levels))
+    if width % 8:
+        # No machine word fits: the words as they were before they were packed.
+        words = words_of(stream, len(levels))
+        yield _peak(_centred(words, width), signal)
+        for bit in range(min(modulus_bits, width)):
+            yield _peak(_bit_signs(words, bit), signs[bit])
 
 
 def _peak(words: Reals, probe: Reals) -> tuple[float, int]:

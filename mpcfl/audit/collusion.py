@@ -4,8 +4,8 @@ A coalition pools the vectors that its members and others sent, its own inputs, 
 that its members hold. The attack adds and subtracts each subset of these to the victim's
 vector; it has won where what is left differs from the victim's input by a constant (as offset
 encodings do). All coalitions that leave at least two honest parties are tried, pairs of
-neighbors among them. All others together win against every scheme, as they do from the sum
-alone: that this is so here shows that the attack knows the masks rightly.
+neighbors among them. All others together win against every scheme: that they do so here by the
+masks alone, where there are mask keys, shows that the attack knows the masks rightly.
 
 Assumes: pads come from keys that `net/channel.py` derived, by AES-256 in counter mode (run
 here a second time, independently of `hazmat`), or from the reader of `Subject.read_pads`.
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from mpcfl.audit.observe import Observation, Words
 from mpcfl.audit.uniformity import word_bits, words_of
 from mpcfl.audit.verdict import Finding
+from mpcfl.net.codec import WordCodec
 from mpcfl.secagg.base import SecureSum
 
 # Coordinates attacked: half of them differing alike by chance has a probability below 2^-180.
@@ -44,11 +45,23 @@ def _high_bits(stream: bytes, width: int) -> Words:
     return np.frombuffer(stream, "<u8") >> np.uint64(64 - width)
 
 
+def _low_bits_of_containers(stream: bytes, width: int) -> Words:
+    """Cut words of the smallest machine type that holds ``width`` bits."""
+    dtype = WordCodec(width).dtype.newbyteorder("<")
+    words = np.frombuffer(stream, dtype, _COORDINATES).astype(np.uint64)
+    return words & _mask(width)
+
+
 def _back_to_back(stream: bytes, width: int) -> Words:
     return words_of(stream[: _COORDINATES * width // 8], _COORDINATES)
 
 
-_PAD_WORDS: tuple[_PadWords, ...] = (_low_bits, _high_bits, _back_to_back)
+_PAD_WORDS: tuple[_PadWords, ...] = (
+    _low_bits,
+    _low_bits_of_containers,
+    _high_bits,
+    _back_to_back,
+)
 
 
 def _mask(width: int) -> np.uint64:
@@ -119,21 +132,39 @@ def check_coalitions(observation: Observation, number: int) -> Finding:
 
 
 def _decoding_that_works(observation: Observation, number: int) -> _PadWords | None:
-    """Return the reading of keystreams by which all others together read every party."""
+    """Return the reading of keystreams by which all others together read every party.
+
+    With mask keys they have to do so by the masks alone: all vectors with all inputs would
+    give every party away whatever is known of the masks.
+    """
     n_parties = observation.n_parties
+    by_vectors = not observation.keys
     for decode in _PAD_WORDS:
         attacks = (
             (v, c) for v in range(n_parties) for c in _coalitions(n_parties, v, n_parties - 1)
         )
-        if all(_attack(observation, number, attack, decode) for attack in attacks):
+        if all(_attack(observation, number, a, decode, by_vectors=by_vectors) for a in attacks):
             return decode
     return None
 
 
 def _attack(
-    observation: Observation, number: int, attack: tuple[int, Coalition], decode: _PadWords
+    observation: Observation,
+    number: int,
+    attack: tuple[int, Coalition],
+    decode: _PadWords,
+    *,
+    by_vectors: bool = True,
 ) -> bool:
-    """Try to strip the victim's mask with what the coalition has; say whether it worked."""
+    """Try to strip the victim's mask with what the coalition has; say whether it worked.
+
+    Args:
+        observation: of a session.
+        number: of the sum.
+        attack: victim and coalition.
+        decode: reads keystreams.
+        by_vectors: combine what other ranks sent, too, and not only pads.
+    """
     victim, coalition = attack
     n_parties = observation.n_parties
     sent = {rank: _vector(observation, rank, number) for rank in range(n_parties)}
@@ -143,7 +174,7 @@ def _attack(
     vectors = []
     for rank in range(n_parties):
         vector = sent[rank]
-        if rank != victim and vector is not None:
+        if by_vectors and rank != victim and vector is not None:
             known = _truth(observation, rank, number) if rank in coalition else np.uint64(0)
             vectors.append(vector - known)
     target = sent[victim] - _truth(observation, victim, number)
@@ -194,8 +225,19 @@ def _pads(
     width = _width(observation, victim, number)
     pads = [pad[:_COORDINATES] for r in coalition for pad in observation.pads.get((number, r), [])]
     of_victim = _keys_of(observation, victim, number)
-    shared = set().union(*(_keys_of(observation, r, number) & of_victim for r in coalition))
-    return pads + [decode(_keystream(key), width) for key in sorted(shared)]
+    shared = [sorted(_keys_of(observation, r, number) & of_victim) for r in coalition]
+    if sum(map(len, shared)) > _MAX_VECTORS:
+        # Masks of long vectors have a key per chunk; the first one lies over these coordinates.
+        shared = [_first_keys(observation, victim, rank, number) for rank in coalition]
+    keys = sorted({key for keys in shared for key in keys})
+    return pads + [decode(_keystream(key), width) for key in keys]
+
+
+def _first_keys(observation: Observation, rank: int, peer: int, number: int) -> list[bytes]:
+    """Return the mask key that a rank derived first with a peer in a sum, if any."""
+    pair = (d for d in observation.keys if (d.rank, d.peer, d.number) == (rank, peer, number))
+    first = next(pair, None)
+    return [] if first is None else [first.key]
 
 
 def _keystream(key: bytes) -> bytes:

@@ -1,10 +1,12 @@
 """`mpcfl audit masks`: does what a backend sends hide what a party put in?
 
 The real code of a backend runs in this process over tapped transports, in two sessions of
-several sums, with the same random levels in each and flat vectors in one more, and once
-between two parties alone, where one mask can't hide the faults of another. Checks then look
-at everything that was sent:
+several sums, with the same random levels in all and flat vectors in one more (masks are made
+ahead in the second one, where a backend can), and once between two parties alone, where one
+mask can't hide the faults of another. Checks then look at the sums and at everything that was
+sent, unpacked where words were packed:
 
+* every sum is the sum of its inputs, so masks that do not cancel show too;
 * uniform over the ring, bit by bit and byte by byte (`uniformity.py`);
 * the same input never under the same mask, no block of a mask twice (`uniformity.py`);
 * no input in the clear, in whole or in part (`cleartext.py`);
@@ -19,7 +21,10 @@ no security.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
 
 from mpcfl.audit.cleartext import check_cleartext, check_correlation, correlation_has_power
 from mpcfl.audit.collusion import check_coalitions, check_keys, crypten_stock_pads, has_pads
@@ -30,13 +35,20 @@ from mpcfl.audit.uniformity import check_repeats, check_reuse, check_uniform
 from mpcfl.audit.verdict import AuditReport, Finding
 from mpcfl.config import Custody
 from mpcfl.errors import ConfigError
-from mpcfl.secagg.base import MAX_MODULUS_BITS, MIN_MODULUS_BITS, BackendFactory, SumSettings
+from mpcfl.net.codec import WordCodec
+from mpcfl.secagg.base import (
+    MAX_MODULUS_BITS,
+    MIN_MODULUS_BITS,
+    BackendFactory,
+    SumSettings,
+    centre,
+)
 from mpcfl.secagg.custody import MIN_KEY_BITS, PAILLIER_BACKENDS
 from mpcfl.secagg.registry import load_backend
 
-_SESSIONS = 2
 _STOCK = "crypten-stock"
 _PHE = "phe"
+_RING = "ring"
 # One Paillier ciphertext takes about 10 ms; statistics come from their many bytes.
 _DIM, _PAILLIER_DIM = 4096, 32
 _MIN_DIM = 16
@@ -95,22 +107,16 @@ def audit_masks(
     opener = load_backend(backend) if factory is None else factory
     pads = crypten_stock_pads if backend == _STOCK else None
     inspect = decrypt_all_received if backend == _PHE else None
-    subject = Subject(backend, opener, settings, pads, inspect)
-    sessions = [_observe_session(subject, probe) for _ in range(_SESSIONS)]
+    codec = WordCodec(probe.modulus_bits) if backend == _RING else None
+    subject = Subject(backend, opener, settings, pads, inspect, codec)
+    levels = tuple(uniform_levels(dim, probe.modulus_bits) for _ in range(probe.n_parties))
+    sums = [levels] * probe.rounds + [flat_levels(dim, probe.n_parties)]
+    ahead = replace(subject, settings=replace(settings, precompute=True))
+    sessions = [observe(one, sums) for one in (subject, ahead)]
     sessions_of_two = observe(subject, [flat_levels(dim, 2)])
     findings, notes = _check_all(subject, probe, sessions, sessions_of_two)
     run_with = asdict(probe) | {"backend": backend, "dim": dim, "custody": probe.custody.value}
     return AuditReport(f"the masks of backend {backend}", tuple(findings), run_with, tuple(notes))
-
-
-def _observe_session(subject: Subject, probe: MaskProbe) -> Observation:
-    """Run ``probe.rounds`` sums with one set of levels, then one with flat vectors."""
-    settings = subject.settings
-    levels = tuple(
-        uniform_levels(settings.dim, settings.modulus_bits) for _ in range(probe.n_parties)
-    )
-    flat = flat_levels(settings.dim, probe.n_parties)
-    return observe(subject, [levels] * probe.rounds + [flat])
 
 
 def _check_all(
@@ -119,6 +125,7 @@ def _check_all(
     random_sums = range(probe.rounds)
     flat = probe.rounds
     findings = [
+        _check_sums([*sessions, pair]),
         check_uniform("uniform-over-the-ring", sessions, flat),
         check_uniform("uniform-between-two", [pair], 0),
         check_reuse(sessions, random_sums),
@@ -138,6 +145,20 @@ def _check_all(
     if subject.name == _STOCK:
         findings.append(check_generator_seed())
     return findings, notes
+
+
+def _check_sums(sessions: Sequence[Observation]) -> Finding:
+    """Check that every opened sum is the sum of its inputs, centred mod 2^b."""
+    sums = [(session, number) for session in sessions for number in range(len(session.inputs))]
+    wrong = sum(
+        not np.array_equal(
+            session.totals[number],
+            centre(np.sum(np.stack(session.inputs[number]), axis=0), session.settings.modulus_bits),
+        )
+        for session, number in sums
+    )
+    detail = f"{wrong} of {len(sums)} opened sums differ from the sum of their inputs; none may"
+    return Finding("sums-are-right", wrong == 0, detail, {"sums": len(sums), "wrong": wrong})
 
 
 def _check_keys(session: Observation, probe: MaskProbe) -> tuple[list[Finding], list[str]]:

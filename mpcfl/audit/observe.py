@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcfl.audit.decode import bit_string, string_bytes
 from mpcfl.audit.tap import DerivedKey, Message, Recorder, Stage, TappedTransport, watching
+from mpcfl.net.codec import WORDS_PER_GROUP, WordCodec
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.secagg.base import BackendFactory, IntVector, SecureSum, SumSettings
 from mpcfl.secagg.custody import PAILLIER_BACKENDS, assign_roles
@@ -41,6 +43,7 @@ class Observation:
         keys: mask keys that the ranks derived. Secret.
         pads: per (sum, rank), pads that a `PadReader` took from the session. Secret.
         inspected: per rank, what the `Inspector` returned.
+        codec: how words were packed on the wire; None where they were not.
     """
 
     settings: SumSettings
@@ -51,6 +54,8 @@ class Observation:
     keys: tuple[DerivedKey, ...] = field(repr=False)
     pads: dict[tuple[int, int], list[Words]] = field(repr=False)
     inspected: dict[int, Any] = field(repr=False)
+    codec: WordCodec | None = None
+    _streams: dict[tuple[int, bool], Streams] = field(default_factory=dict, repr=False)
 
     @property
     def n_parties(self) -> int:
@@ -63,13 +68,42 @@ class Observation:
         Messages that hold nothing but a piece of the opened sum are left out: all data parties
         may know it. So are repetitions of one message.
         """
-        opened = self.totals[number].astype("<i8").tobytes()
+        if (number, inner) not in self._streams:
+            self._streams[number, inner] = self._join(number, inner=inner)
+        return self._streams[number, inner]
+
+    def _join(self, number: int, *, inner: bool) -> Streams:
+        sums = self._sums(number)
         pieces: dict[tuple[int, tuple[int, ...]], dict[bytes, None]] = {}
         for message in self.inner if inner else self.wire:
-            if message.number == number and message.payload and message.payload not in opened:
+            payload = message.payload
+            if message.number == number and payload and not any(payload in one for one in sums):
                 key = (message.sender, message.receivers)
-                pieces.setdefault(key, {})[message.payload] = None
-        return {key: b"".join(parts) for key, parts in pieces.items()}
+                pieces.setdefault(key, {})[payload] = None
+        return {key: self._without_filling(b"".join(parts)) for key, parts in pieces.items()}
+
+    def _sums(self, number: int) -> tuple[bytes, ...]:
+        """Return the opened sum in the forms in which backends open it.
+
+        That is centred mod 2^b; as it is and with the public offset of each summand, both mod
+        2^64; and, where words are packed, mod 2^b.
+        """
+        settings = self.settings
+        total: Words = np.stack(self.inputs[number]).view(np.uint64).sum(axis=0)
+        offset = self.n_parties * (1 << (settings.modulus_bits - 1)) % (1 << 64)
+        forms = [self.totals[number].astype("<i8"), total, total + np.uint64(offset)]
+        whole = [form.tobytes() for form in forms]
+        if self.codec is not None:
+            filling = bytes(WORDS_PER_GROUP * self.codec.bits // 8)
+            whole.append(bit_string(total.astype(self.codec.dtype), self.codec.bits) + filling)
+        return tuple(whole)
+
+    def _without_filling(self, stream: bytes) -> bytes:
+        """Cut off the zeros that filled up the last group of packed words."""
+        if self.codec is None:
+            return stream
+        end = string_bytes(self.settings.dim, self.codec.bits)
+        return stream if any(stream[end:]) else stream[:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +116,7 @@ class Subject:
         settings: of every session.
         read_pads: how to read a session's pads, where they don't come from pair secrets.
         inspect: looks at each rank's session before it closes.
+        codec: how it packs words on the wire, where it does.
     """
 
     name: str
@@ -89,6 +124,7 @@ class Subject:
     settings: SumSettings
     read_pads: PadReader | None = None
     inspect: Inspector | None = None
+    codec: WordCodec | None = None
 
     def n_ranks(self, n_parties: int) -> int:
         """Return the number of ranks: the data parties and an aggregator, if custody has one."""
@@ -121,7 +157,7 @@ def observe(subject: Subject, sums: Sequence[tuple[IntVector, ...]]) -> Observat
     """
     n_parties = len(sums[0])
     n_ranks = subject.n_ranks(n_parties)
-    recorder = Recorder(n_ranks)
+    recorder = Recorder(n_ranks, subject.codec)
     pads: dict[tuple[int, int], list[Words]] = {}
     inspected: dict[int, Any] = {}
 
@@ -155,4 +191,5 @@ def observe(subject: Subject, sums: Sequence[tuple[IntVector, ...]]) -> Observat
         keys=tuple(recorder.keys),
         pads=pads,
         inspected=inspected,
+        codec=subject.codec,
     )

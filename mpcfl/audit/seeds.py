@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,17 +29,30 @@ from mpcfl.audit.observe import Observation, Subject
 from mpcfl.audit.verdict import FALSE_POSITIVE_RATE, Finding
 from mpcfl.errors import MpcflError
 from mpcfl.net.meter import Meter
+from mpcfl.net.transport import Block, Pending
 
 DEFAULT_SEEDS = 1 << 18
 MIN_SEED_BYTES = 16
 # An X25519 public key is a number below 2^255 - 19, so its top bit is always zero (RFC 7748).
 _PUBLIC_KEY_FIXED_BITS = frozenset({255})
-_MASKED_WORDS = 2
+# 16 bytes or more in every ring.
+_MASKED_WORDS = 16
 Seeds = NDArray[np.uint8]
 
 
 class _FirstMessageSeen(Exception):
     """Ends the opening of a session once the key that it made is on the wire."""
+
+
+class _Arrived:
+    """Nothing is under way; implements `Pending`."""
+
+    def poll(self) -> bool:
+        """Return True."""
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
 
 
 class _Wall:
@@ -62,10 +76,19 @@ class _Wall:
         self.first = b"".join(bytes(m) for m in outgoing.values())
         raise _FirstMessageSeen
 
-    def allreduce(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Stop; see `Transport.allreduce`."""
-        self.first = values.tobytes()
+    def begin_scatter(self, blocks: Sequence[Block], inbox: Mapping[int, Block]) -> Pending:
+        """Keep what was sent and stop."""
+        del inbox
+        self.first = b"".join(block.tobytes() for block in blocks)
         raise _FirstMessageSeen
+
+    def begin_gather(self, own: Block, inbox: Mapping[int, Block]) -> Pending:
+        """Keep what was sent and stop."""
+        return self.begin_scatter([own], inbox)
+
+    def begin_allreduce(self, words: NDArray[Any]) -> Pending:
+        """Keep what was sent and stop."""
+        return self.begin_scatter([words.view(np.uint8)], {})
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -89,10 +112,25 @@ class _Mirror(_Wall):
         self.sent.extend(bytes(message) for message in outgoing.values())
         return {source: bytes(outgoing.get(source, b"")) for source in sources}
 
-    def allreduce(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Return the vector as it is."""
-        self.sent.append(values.tobytes())
-        return values
+    def begin_scatter(self, blocks: Sequence[Block], inbox: Mapping[int, Block]) -> Pending:
+        """Keep the vector; the second rank puts in zeros."""
+        self.sent.append(b"".join(block.tobytes() for block in blocks))
+        return self._fill(inbox)
+
+    def begin_gather(self, own: Block, inbox: Mapping[int, Block]) -> Pending:
+        """Keep this rank's part of the sum; the other part is zero."""
+        self.sent.append(own.tobytes())
+        return self._fill(inbox)
+
+    def begin_allreduce(self, words: NDArray[Any]) -> Pending:
+        """Keep the vector and leave it as it is."""
+        self.sent.append(words.tobytes())
+        return self._fill({})
+
+    def _fill(self, inbox: Mapping[int, Block]) -> Pending:
+        for block in inbox.values():
+            block[:] = 0
+        return _Arrived()
 
 
 def check_seeds(subject: Subject, count: int) -> tuple[list[Finding], list[str]]:

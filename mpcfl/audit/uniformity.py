@@ -3,8 +3,8 @@
 A value under a fresh uniform mask is uniform in its ring whatever it was, so is the
 difference of two such values, and no block of bytes comes twice. Bounds hold at a
 false-positive rate of 1e-9 per finding, shared among all figures looked at (union bound):
-Hoeffding's inequality for single bits, the asymptotic law of Pearson's chi-square, with at
-least 64 expected per cell, for the leading and trailing bits of the words.
+Hoeffding's inequality for single bits and for every two bits of a word, the asymptotic law of
+Pearson's chi-square, with at least 64 expected per cell, for the leading and trailing bits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _MAX_WORD_BITS = 64
 _BYTE_BITS = 8
 _CELLS_EXPECT = 64
 _MAX_CELL_BITS = 8
+# Single bits, pairs of bits, cells.
+_KINDS_OF_FIGURES = 3
+# Rows of signs that are multiplied at a time: 4 MiB at 64 bits.
+_SIGN_ROWS = 1 << 14
 # Shorter streams are framing, not vectors.
 MIN_STREAM_BYTES = 256
 # 128 bits: chance repetitions among 2^20 blocks have a probability of 2^-89.
@@ -33,9 +37,12 @@ _HEADER_BYTES = 64
 
 
 def word_bits(stream: bytes, dim: int) -> int:
-    """Return the bits that a stream spends on each coordinate; 8 if it is no vector of words."""
+    """Return the bits that a stream spends on each coordinate; 8 if it is no vector of words.
+
+    The words may leave the last byte unfinished; a vector has more than eight coordinates.
+    """
     bits, rest = divmod(_BYTE_BITS * len(stream), dim)
-    return bits if rest == 0 and _BYTE_BITS <= bits <= _MAX_WORD_BITS else _BYTE_BITS
+    return bits if rest < _BYTE_BITS <= bits <= _MAX_WORD_BITS else _BYTE_BITS
 
 
 def words_of(stream: bytes, dim: int) -> Words:
@@ -83,17 +90,21 @@ def _uniform_finding(check: str, samples: list[NDArray[np.uint8]], what: str) ->
     if not samples:
         return Finding(check, False, f"there are no {what} to look at; nothing was sent")
     n_bits = sum(sample.shape[1] for sample in samples)
-    worst_excess = max(_balance_excess(sample, n_bits) for sample in samples)
+    n_pairs = sum(math.comb(sample.shape[1], 2) for sample in samples)
+    # A third of the rate for the bits, one for their pairs and one for the cells.
+    worst_excess = max(
+        *(_balance_excess(sample, n_bits) for sample in samples),
+        *(_pair_excess(sample, n_pairs) for sample in samples),
+    )
     p_values = [p for sample in samples for p in _cell_p_values(sample)]
-    # Half of the rate for the bits, half for the cells.
-    bound = FALSE_POSITIVE_RATE / 2 / max(1, len(p_values))
+    bound = FALSE_POSITIVE_RATE / _KINDS_OF_FIGURES / max(1, len(p_values))
     p_value = min(p_values, default=1.0)
     smallest = min(len(sample) for sample in samples)
     passed = worst_excess <= 1 and p_value > bound
     detail = (
-        f"{what}, {len(samples)} vectors of {smallest:,} or more: the least uniform bit lies at "
-        f"{worst_excess:.2f} of its bound, the smallest chi-square p-value is {p_value:.1e} "
-        f"(bound {bound:.1e})"
+        f"{what}, {len(samples)} vectors of {smallest:,} or more: the least uniform bit, or pair "
+        f"of bits, lies at {worst_excess:.2f} of its bound, the smallest chi-square p-value is "
+        f"{p_value:.1e} (bound {bound:.1e})"
     )
     figures = {"bit_excess": worst_excess, "p_value": p_value, "p_bound": bound}
     return Finding(check, passed, detail, figures)
@@ -103,9 +114,26 @@ def _balance_excess(bits: NDArray[np.uint8], n_bits: int) -> float:
     """Return the largest deviation of a bit's count from one half, as a part of its bound."""
     count = len(bits)
     # Hoeffding: P(|ones - n/2| >= d) <= 2 exp(-2 d^2 / n).
-    bound = math.sqrt(count / 2 * math.log(4 * n_bits / FALSE_POSITIVE_RATE))
+    bound = math.sqrt(count / 2 * math.log(2 * _KINDS_OF_FIGURES * n_bits / FALSE_POSITIVE_RATE))
     ones = bits.sum(axis=0, dtype=np.int64)
     return float(np.max(np.abs(ones - count / 2)) / bound)
+
+
+def _pair_excess(bits: NDArray[np.uint8], n_pairs: int) -> float:
+    """Return the largest deviation of how often two bits agree, as a part of its bound.
+
+    Two different bits of a uniform word agree in half of all words, independently.
+    """
+    count, width = bits.shape
+    products = np.zeros((width, width))
+    for start in range(0, count, _SIGN_ROWS):
+        # Sums of at most 2^14 signs are exact in single precision.
+        signs = np.float32(1) - 2 * bits[start : start + _SIGN_ROWS].astype(np.float32)
+        products += signs.T @ signs
+    np.fill_diagonal(products, 0)
+    # The same bound for a sum of signs, which is twice the deviation of a count.
+    bound = math.sqrt(2 * count * math.log(2 * _KINDS_OF_FIGURES * n_pairs / FALSE_POSITIVE_RATE))
+    return float(np.max(np.abs(products)) / bound)
 
 
 def _cell_p_values(bits: NDArray[np.uint8]) -> list[float]:
@@ -131,17 +159,18 @@ def check_repeats(observations: Sequence[Observation], *, inner: bool = False) -
             used twice within a sum, equal inputs one that is used in two sums.
         inner: look at messages before they were sealed, as for ciphertexts under a channel.
     """
-    windows: dict[int, list[Words]] = {}
+    windows: dict[tuple[int, int], list[Words]] = {}
     for observation in observations:
         for number in range(len(observation.inputs)):
             for (sender, _), stream in observation.streams(number, inner=inner).items():
                 if len(stream) >= MIN_STREAM_BYTES:
-                    windows.setdefault(sender, []).append(_windows(stream[_HEADER_BYTES:]))
+                    blocks = _windows(stream, observation.settings.dim)
+                    windows.setdefault((sender, blocks.shape[1]), []).append(blocks)
     repeated = sum(_count_repeats(np.concatenate(parts)) for parts in windows.values())
     total = sum(len(part) for parts in windows.values() for part in parts)
     detail = (
-        f"{repeated:,} of {total:,} blocks of {_BLOCK_BYTES} bytes came a second time from one "
-        "rank; no block may"
+        f"{repeated:,} of {total:,} blocks of {_BLOCK_BYTES} bytes or more came a second time "
+        "from one rank; no block may"
     )
     name = "ciphertext-repeats" if inner else "mask-repeats"
     return Finding(
@@ -149,13 +178,17 @@ def check_repeats(observations: Sequence[Observation], *, inner: bool = False) -
     )
 
 
-def _windows(stream: bytes) -> Words:
-    """Return the blocks at every byte, shape (k, 2), uint64."""
-    data = np.frombuffer(stream, dtype=np.uint8)
+def _windows(stream: bytes, dim: int) -> Words:
+    """Return the blocks of 128 bits or more at every byte, or at every word, shape (k, ...)."""
+    width = word_bits(stream, dim)
+    if width % _BYTE_BITS:
+        words = words_of(stream, dim)
+        return np.lib.stride_tricks.sliding_window_view(words, -(-8 * _BLOCK_BYTES // width))
+    data = np.frombuffer(stream[_HEADER_BYTES:], dtype=np.uint8)
     blocks = np.lib.stride_tricks.sliding_window_view(data, _BLOCK_BYTES)
     return np.ascontiguousarray(blocks).view(np.uint64)
 
 
 def _count_repeats(blocks: Words) -> int:
-    ordered = blocks[np.lexsort((blocks[:, 0], blocks[:, 1]))]
+    ordered = blocks[np.lexsort(blocks.T)]
     return int(np.sum(np.all(ordered[1:] == ordered[:-1], axis=1)))

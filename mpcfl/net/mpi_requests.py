@@ -186,7 +186,7 @@ class Requests:
                 return False
         except MPI.Exception as error:
             if error.Get_error_class() == MPI.ERR_IN_STATUS:
-                self._check_errors()
+                raise self._error_in_status() from error
             raise
         self._check_lengths()
         done, self._on_done = self._on_done, None
@@ -201,12 +201,16 @@ class Requests:
             if received != n_bytes:
                 raise ProtocolError(_wrong_length(source, self._owner))
 
-    def _check_errors(self) -> None:
-        """Find a block that was too long for its buffer among what failed."""
+    def _error_in_status(self) -> Exception:
+        """Return what ended the requests, of which MPI says that one or more failed."""
+        codes = [status.Get_error() for status in self._statuses]
         for place, (source, _) in self._expected.items():
-            error_class = MPI.Get_error_class(self._statuses[place].Get_error())
-            if error_class == MPI.ERR_TRUNCATE:
-                raise ProtocolError(_wrong_length(source, self._owner))
+            if MPI.Get_error_class(codes[place]) == MPI.ERR_TRUNCATE:
+                return ProtocolError(_wrong_length(source, self._owner))
+        # Some may only be pending; the first that failed says why.
+        failures = (MPI.ERR_PENDING, MPI.SUCCESS)
+        failed = [code for code in codes if MPI.Get_error_class(code) not in failures]
+        return MPI.Exception(failed[0] if failed else MPI.ERR_OTHER)
 
     def _missing(self) -> list[int]:
         # Not by a test, which would take the request's status away.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,13 @@ import pytest
 from mpcfl.hazmat.bits import raw_keyed_bits
 from mpcfl.net.channel import agree_pair_secrets
 from mpcfl.secagg import custody
+from mpcfl.secagg.base import FIRST_SUM
 from mpcfl.secagg.crypten_sum import CryptenSum
+from mpcfl.secagg.masks import PairMasks
 from mpcfl.secagg.phe_sum import open_phe_sum
+from mpcfl.secagg.ring_sum import RingSum
+
+PURPOSES = {"crypten": "crypten-mask", "ring": "ring-mask"}
 
 
 class Altered:
@@ -26,80 +32,142 @@ class Altered:
         out[:] = self.change(out)
 
 
-class TopBitZero(CryptenSum):
-    def _streams(self):
-        streams = super()._streams()
-        return [(Altered(s, lambda w: w >> np.uint64(1)), adds) for s, adds in streams]
+class AlteredMasks(PairMasks):
+    """Masks whose words of ``bits`` bits go through `change`."""
+
+    def _streams(self, sum_id, number):
+        return [(Altered(s, self.change), adds) for s, adds in super()._streams(sum_id, number)]
+
+    def bit(self, words, place):
+        return words.dtype.type(1 << place)
 
 
-class OneBitBiased(CryptenSum):
-    """Bit 17 of a mask is one in three quarters of all words."""
-
-    def _streams(self):
-        def bias(words):
-            return words | ((words >> np.uint64(1)) & np.uint64(1 << 17))
-
-        return [(Altered(s, bias), adds) for s, adds in super()._streams()]
+class TopBitZero(AlteredMasks):
+    def change(self, words):
+        return words & ~self.bit(words, self.bits - 1)
 
 
-class TwinBits(CryptenSum):
+class OneBitBiased(AlteredMasks):
+    """A bit of a mask, the 17th of 32, is one in three quarters of all words."""
+
+    def change(self, words):
+        place = self.bits // 2 + 1
+        return words | ((words >> self.bit(words, 0)) & self.bit(words, place))
+
+
+class TwinBits(AlteredMasks):
     """The two highest bits of a mask are always equal; each by itself is fair."""
 
-    def _streams(self):
-        def twin(words):
-            second = words << np.uint64(1)
-            return (second >> np.uint64(1)) | (second & np.uint64(1 << 63))
-
-        return [(Altered(s, twin), adds) for s, adds in super()._streams()]
+    def change(self, words):
+        top = self.bit(words, self.bits - 1)
+        return (words & ~top) | ((words << self.bit(words, 0)) & top)
 
 
-class SameMaskInEverySum(CryptenSum):
-    def _streams(self):
-        self._sums = 0
-        return super()._streams()
+class LowBitsOnly(AlteredMasks):
+    """The upper half of each word goes without a mask."""
+
+    def change(self, words):
+        return words & words.dtype.type((1 << self.bits // 2) - 1)
 
 
-class RepeatedBlock(CryptenSum):
+class TwinHalves(AlteredMasks):
+    """Both halves of a mask are equal; every byte of it is fair."""
+
+    def change(self, words):
+        half = words.dtype.type(self.bits // 2)
+        low = words & words.dtype.type((1 << self.bits // 2) - 1)
+        return low | (low << half)
+
+
+class RepeatedBlock(AlteredMasks):
     """A mask repeats its first 256 words over and over."""
 
-    def _streams(self):
-        def repeat(words):
-            return np.resize(words[:256].copy(), len(words))
-
-        return [(Altered(s, repeat), adds) for s, adds in super()._streams()]
+    def change(self, words):
+        return np.resize(words[:256].copy(), len(words))
 
 
-class TwoNeighborsOnly(CryptenSum):
+class SameMaskInEverySum(PairMasks):
+    def _streams(self, sum_id, number):
+        return super()._streams(FIRST_SUM, number)
+
+
+class TwoNeighborsOnly(PairMasks):
     """Shares of zero around a ring, as CrypTen ships them, from keys as good as ours."""
 
-    def _streams(self):
-        near = {(self._rank + 1) % self._n_ranks, (self._rank - 1) % self._n_ranks}
+    def _streams(self, sum_id, number):
+        near = {(self._rank + 1) % self.n_ranks, (self._rank - 1) % self.n_ranks}
         self._peers = tuple(peer for peer in self._peers if peer in near)
-        return super()._streams()
+        return super()._streams(sum_id, number)
 
 
-class ShortMaskSeeds(CryptenSum):
+class OnePairWithout(PairMasks):
+    """Ranks 0 and 1 share no mask with each other."""
+
+    def _streams(self, sum_id, number):
+        self._peers = tuple(peer for peer in self._peers if {peer, self._rank} != {0, 1})
+        return super()._streams(sum_id, number)
+
+
+class SameSign(PairMasks):
+    """Both sides of a pair add their stream."""
+
+    def _streams(self, sum_id, number):
+        return [(stream, True) for stream, _ in super()._streams(sum_id, number)]
+
+
+class Bare(PairMasks):
+    """No masks at all."""
+
+    def _streams(self, sum_id, number):
+        super()._streams(sum_id, number)
+        return []
+
+
+class ShortMaskSeeds(PairMasks):
     """Masks from 16 bits of the derived key, stretched by a hash."""
 
-    def _streams(self):
-        self._sums += 1
-        return [(self._short(peer), self._rank < peer) for peer in self._peers]
+    def _streams(self, sum_id, number):
+        context = (sum_id.round_id, number)
+        return [(self._short(peer, *context), self._rank < peer) for peer in self._peers]
 
-    def _short(self, peer):
-        key = self._secrets.key(peer, "short", self._sums)
+    def _short(self, peer, *context):
+        key = self._secrets.key(peer, "short", *context)
         return raw_keyed_bits(hashlib.sha256(key[:2]).digest())
 
 
-class Telling(CryptenSum):
-    """Also sends its levels, encoded by ``tell``, to everybody."""
+class Telling:
+    """A session that also sends its levels, encoded by ``tell``, to everybody."""
 
-    def __init__(self, transport, settings, secrets, tell):
-        super().__init__(transport, settings, secrets)
-        self._transport, self._tell = transport, tell
+    def __init__(self, session, transport, tell):
+        self._session, self._transport, self._tell = session, transport, tell
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
 
     def protect(self, levels):
         self._transport.allgather(self._tell(levels))
-        return super().protect(levels)
+        return self._session.protect(levels)
+
+
+class NumberedAlike(Telling):
+    """A session that makes every sum under the number of the first one."""
+
+    def protect(self, levels):
+        self._session._masks._last = None
+        return self._session.protect(levels)
+
+
+def session_of(backend, transport, settings, secrets, kind=PairMasks):
+    """Return a session of a backend with another kind of masks."""
+    masks = kind(transport.rank, secrets, PURPOSES[backend])
+    masks.n_ranks = transport.n_ranks
+    masks.bits = 64 if backend == "crypten" else settings.modulus_bits
+    if backend == "ring":
+        return RingSum(transport, settings, masks)
+    # These masks come too late for those that are made ahead.
+    session = CryptenSum(transport, replace(settings, precompute=False), secrets)
+    session._masks.pairs = masks
+    return session
 
 
 class StretchedBits:
@@ -112,26 +180,36 @@ class StretchedBits:
         return raw_keyed_bits(hashlib.sha256(self.seed).digest()).words(count)
 
 
-def opener(kind):
-    return lambda transport, settings: kind(
-        transport, settings, agree_pair_secrets(transport, settings.run_id)
-    )
+def opener(kind, backend="crypten"):
+    def factory(transport, settings):
+        secrets = agree_pair_secrets(transport, settings.run_id)
+        return session_of(backend, transport, settings, secrets, kind)
+
+    return factory
 
 
-def open_with_short_secrets(transport, settings):
-    bits = StretchedBits(os.urandom(2))
-    return CryptenSum(transport, settings, agree_pair_secrets(transport, settings.run_id, bits))
+def teller(tell, backend="crypten", kind=Telling):
+    def factory(transport, settings):
+        return kind(opener(PairMasks, backend)(transport, settings), transport, tell)
+
+    return factory
 
 
-def open_with_the_same_secrets(transport, settings):
-    bits = StretchedBits(bytes([transport.rank]))
-    return CryptenSum(transport, settings, agree_pair_secrets(transport, settings.run_id, bits))
+def open_from(seed, backend="crypten"):
+    """Return a factory whose ranks stretch their session secrets from ``seed(rank)``."""
+
+    def factory(transport, settings):
+        bits = StretchedBits(seed(transport.rank))
+        secrets = agree_pair_secrets(transport, settings.run_id, bits)
+        return session_of(backend, transport, settings, secrets)
+
+    return factory
 
 
 def open_with_hashed_32_bit_seeds(transport, settings):
     """Only its opening is real enough: what it publishes is a hash of 32 bits."""
     transport.allgather(hashlib.sha256(os.urandom(4)).digest())
-    return CryptenSum(transport, settings, agree_pair_secrets(transport, settings.run_id))
+    return opener(PairMasks)(transport, settings)
 
 
 def open_phe_with_one_randomizer(transport, settings):

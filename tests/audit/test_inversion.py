@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from mpcfl.audit import attacked_round
 from mpcfl.audit.attacked_round import InversionSettings, TwoLayerDigits
 from mpcfl.audit.gradient_matching import Attacker, Effort, guess_labels, match
 from mpcfl.audit.inversion import audit_inversion, psnr_db
@@ -19,8 +18,7 @@ from mpcfl.dp.noise import draw_noise_share
 from mpcfl.errors import ConfigError
 from mpcfl.hazmat.bits import SystemBits, raw_keyed_bits
 from mpcfl.learn.model import initial_model
-from mpcfl.net.channel import agree_pair_secrets
-from mpcfl.secagg.crypten_sum import CryptenSum
+from mpcfl.secagg.masks import PairMasks
 
 SMALL = InversionSettings(batch=4, n_parties=3, effort=Effort(restarts=3, iterations=500))
 LEAST = InversionSettings(batch=2, n_parties=3, effort=Effort(restarts=3, iterations=400))
@@ -88,16 +86,8 @@ def test_too_little_noise_is_found():
     assert failed(audit_inversion(weak, bits=starts())) == {"attack-fails-on-opened-sum"}
 
 
-class Unmasked(CryptenSum):
-    def _streams(self):
-        return []
-
-
 def test_a_vector_without_masks_is_found(monkeypatch):
-    def open_unmasked(transport, settings):
-        return Unmasked(transport, settings, agree_pair_secrets(transport, settings.run_id))
-
-    monkeypatch.setattr(attacked_round, "load_backend", lambda _: open_unmasked)
+    monkeypatch.setattr(PairMasks, "_streams", lambda *_: [])
     weak = InversionSettings(batch=2, n_parties=3, effort=LEAST.effort, **NO_NOISE)
     found = audit_inversion(weak, bits=starts())
     assert failed(found) == {"attack-fails-on-wire", "attack-fails-on-opened-sum"}

@@ -1,5 +1,7 @@
 """The law of `SecureSum`, for every registered backend: equals `plain`, bit for bit."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,20 +12,42 @@ from mpcfl.errors import OutOfOrder, WrapDetected
 from mpcfl.hazmat.bits import SystemBits
 from mpcfl.net.memory import run_parties
 from mpcfl.secagg import custody
-from mpcfl.secagg.base import SumSettings
+from mpcfl.secagg.base import SumId, SumSettings
 from mpcfl.secagg.custody import assign_roles
 from mpcfl.secagg.registry import backend_names, load_backend
 
+RUN_ID = "00" * 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run a backend."""
+
+    backend: str
+    custody: Custody = Custody.HOLDER
+    precompute: bool = False
+
+    def settings(self, dim, bits):
+        return SumSettings(
+            dim, bits, key_bits=512, custody=self.custody, run_id=RUN_ID,
+            precompute=self.precompute,
+        )  # fmt: skip
+
+
 # One entry per way to run a backend; a backend that is not here may not be registered.
 CASES = {
-    "plain": ("plain", Custody.HOLDER),
-    "crypten": ("crypten", Custody.HOLDER),
-    "crypten-stock": ("crypten-stock", Custody.HOLDER),
-    "phe-holder": ("phe", Custody.HOLDER),
-    "phe-clients": ("phe", Custody.CLIENTS),
+    "plain": Case("plain"),
+    "ring": Case("ring"),
+    "ring-ahead": Case("ring", precompute=True),
+    "crypten": Case("crypten"),
+    "crypten-ahead": Case("crypten", precompute=True),
+    "crypten-stock": Case("crypten-stock"),
+    "phe-holder": Case("phe"),
+    "phe-clients": Case("phe", Custody.CLIENTS),
 }
+# Those whose sums are told apart by a number that goes into keys.
+MASKED = [case for case in CASES.values() if case.backend in ("ring", "crypten")]
 MODULUS_BITS = (8, 16, 20, 32, 48, 64)
-RUN_ID = "00" * 16
 
 pytestmark = pytest.mark.usefixtures("small_keys")
 
@@ -44,37 +68,38 @@ def ring_sum(vectors, bits):
     return np.array([(int(x) + half) % (1 << bits) - half for x in total], dtype=np.int64)
 
 
-def sums_of(case, rounds, bits):
+def sums_of(case, rounds, bits, sum_ids=None):
     """Run one session over several sums; return the opened vectors by sum and data party."""
-    backend, how = case
     n_data, dim = len(rounds[0]), len(rounds[0][0])
-    n_ranks = n_data + (how is Custody.CLIENTS)
-    data_ranks = assign_roles(how, n_ranks).data_ranks
-    chosen = SumSettings(dim, bits, key_bits=512, custody=how, run_id=RUN_ID)
+    n_ranks = n_data + (case.custody is Custody.CLIENTS)
+    data_ranks = assign_roles(case.custody, n_ranks).data_ranks
+    sum_ids = [None] * len(rounds) if sum_ids is None else sum_ids
 
     def party(transport):
-        session = load_backend(backend)(transport, chosen)
+        session = load_backend(case.backend)(transport, case.settings(dim, bits))
         opened = []
-        for vectors in rounds:
-            levels = vectors[transport.rank].copy() if transport.rank in data_ranks else None
-            protected = session.protect(levels)
+        for vectors, sum_id in zip(rounds, sum_ids, strict=True):
+            levels = vectors[transport.rank] if transport.rank in data_ranks else None
+            before = None if levels is None else levels.copy()
+            protected = session.protect(levels, sum_id)
             opened.append(session.open(session.aggregate(protected)))
+            session.prepare()
             if levels is not None:
-                assert np.array_equal(levels, vectors[transport.rank]), "the input was changed"
+                assert np.array_equal(levels, before), "the input was changed"
         session.close()
         return opened
 
     results = run_parties(n_ranks, party)
-    if how is Custody.CLIENTS:
+    if case.custody is Custody.CLIENTS:
         assert all(vector.shape == (0,) for vector in results[-1])
     return [[results[rank][k] for rank in data_ranks] for k in range(len(rounds))]
 
 
-def assert_law(case, rounds, bits):
-    for vectors, opened in zip(rounds, sums_of(case, rounds, bits), strict=True):
+def assert_law(case, rounds, bits, sum_ids=None):
+    for vectors, opened in zip(rounds, sums_of(case, rounds, bits, sum_ids), strict=True):
         expected = ring_sum(vectors, bits)
-        for vector in opened:
-            assert vector.dtype == np.int64
+        for own, vector in zip(vectors, opened, strict=True):
+            assert vector.dtype == own.dtype
             assert vector.tolist() == expected.tolist()
 
 
@@ -85,7 +110,7 @@ def draw(n_parties, dim, bits):
 
 
 def test_every_registered_backend_is_in_this_suite():
-    assert {backend for backend, _ in CASES.values()} == set(backend_names())
+    assert {case.backend for case in CASES.values()} == set(backend_names())
 
 
 @pytest.mark.parametrize("n_parties", [1, 2, 3, 5])
@@ -123,17 +148,48 @@ def test_tiny_vectors_work(case, dim):
 
 def test_vector_longer_than_a_chunk_works(case, monkeypatch):
     monkeypatch.setattr("mpcfl.secagg.phe_routes.CHUNK_VALUES", 4)
-    monkeypatch.setattr("mpcfl.secagg.crypten_sum._CHUNK_WORDS", 4, raising=False)
-    assert_law(case, [draw(3, 23, 32)], 32)
+    monkeypatch.setattr("mpcfl.net.reduction._CHUNK_BYTES", 64)
+    monkeypatch.setattr("mpcfl.net.reduction._LEAST_SLICE_WORDS", 1)
+    monkeypatch.setattr("mpcfl.secagg.masks._PIECE_BYTES", 24)
+    assert_law(case, [draw(3, 101, 32), draw(3, 101, 32)], 32)
+
+
+@pytest.mark.parametrize("bits", [8, 20, 32])
+def test_int32_comes_back_as_int32_and_is_exact_at_both_ends(case, bits):
+    half = 1 << (bits - 1)
+    ends = np.array([-half, half - 1, 0, -1], dtype=np.int32)
+    vectors = [ends, ends[::-1].copy(), *(v.astype(np.int32) for v in draw(2, 4, bits))]
+    assert_law(case, [vectors], bits)
+
+
+def test_int32_that_could_not_hold_the_sum_is_refused(case):
+    with pytest.raises(TypeError, match="needs int64"):
+        sums_of(case, [[np.zeros(2, np.int32)] * 2], 33)
+
+
+def test_dtypes_may_differ_between_parties(case):
+    one, two, three = draw(3, 9, 20)
+    assert_law(case, [[one.astype(np.int32), two, three.astype(np.int32)]], 20)
+
+
+LAYOUTS = {
+    "every-second": lambda v: np.repeat(v, 2)[::2],
+    "backwards": lambda v: v[::-1].copy()[::-1],
+    "read-only": lambda v: np.frombuffer(v.tobytes(), dtype=v.dtype),
+    "column": lambda v: np.stack([v, v], axis=1)[:, 0],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_memory_of_any_layout_is_summed_and_not_changed(case, layout, dtype):
+    assert_law(case, [[layout(v.astype(dtype)) for v in draw(2, 11, 20)]], 20)
 
 
 @pytest.mark.parametrize("bad", [np.zeros(3, np.int64), np.zeros((2, 1), np.int64)])
 def test_wrong_shape_is_refused(case, bad):
-    backend, how = case
-    chosen = SumSettings(2, 32, key_bits=512, custody=how, run_id=RUN_ID)
-
     def party(transport):
-        session = load_backend(backend)(transport, chosen)
+        session = load_backend(case.backend)(transport, case.settings(2, 32))
         if transport.rank == 0:
             session.protect(bad)
 
@@ -141,14 +197,12 @@ def test_wrong_shape_is_refused(case, bad):
         run_parties(2, party)
 
 
-def test_wrong_dtype_is_refused(case):
-    backend, how = case
-    chosen = SumSettings(2, 32, key_bits=512, custody=how, run_id=RUN_ID)
-
+@pytest.mark.parametrize("dtype", ["f8", "f4", "u8", "u4", "i2", "?", "O", ">i8"])
+def test_wrong_dtype_is_refused(case, dtype):
     def party(transport):
-        session = load_backend(backend)(transport, chosen)
+        session = load_backend(case.backend)(transport, case.settings(2, 32))
         if transport.rank == 0:
-            session.protect(np.zeros(2, np.float64))
+            session.protect(np.zeros(2, dtype))
 
     with pytest.raises(TypeError, match="int64"):
         run_parties(2, party)
@@ -169,7 +223,7 @@ def test_any_vectors_sum_exactly(case, data):
     assert_law(case, [vectors], bits)
 
 
-@pytest.mark.parametrize("name", ["crypten", "crypten-stock", "phe"])
+@pytest.mark.parametrize("name", ["ring", "crypten", "crypten-stock", "phe"])
 def test_closed_session_refuses_the_next_sum(name):
     chosen = SumSettings(2, 32, key_bits=512, run_id=RUN_ID)
 
@@ -181,3 +235,29 @@ def test_closed_session_refuses_the_next_sum(name):
 
     with pytest.raises(OutOfOrder):
         run_parties(3, party)
+
+
+def test_sums_may_have_numbers_that_leave_gaps(case):
+    ids = [SumId(0), SumId(0, 1), SumId(7), SumId(8, 2), None]
+    assert_law(case, [draw(3, 5, 32) for _ in ids], 32, ids)
+
+
+@pytest.mark.parametrize("case", MASKED, ids=lambda case: f"{case.backend}-{case.precompute}")
+@pytest.mark.parametrize("wanted", [SumId(2), SumId(2, 0), SumId(1, 9), SumId(0)])
+def test_number_of_a_sum_never_repeats_or_goes_back(case, wanted):
+    with pytest.raises(OutOfOrder, match="masks of its own"):
+        sums_of(case, [draw(2, 3, 32)] * 2, 32, [SumId(2), wanted])
+
+
+@pytest.mark.parametrize("case", MASKED, ids=lambda case: f"{case.backend}-{case.precompute}")
+def test_refused_vector_leaves_the_session_as_it_was(case):
+    """Nothing of a sum is used up by a vector that is refused at every rank."""
+
+    def party(transport):
+        session = load_backend(case.backend)(transport, case.settings(2, 20))
+        for bad in (np.full(2, 1 << 19), np.zeros(3, np.int64), np.zeros(2)):
+            with pytest.raises((WrapDetected, ValueError, TypeError)):
+                session.protect(bad)
+        return session.open(session.aggregate(session.protect(np.full(2, 5)))).tolist()
+
+    assert run_parties(3, party) == [[15, 15]] * 3

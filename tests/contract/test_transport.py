@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from mpcfl.errors import PartyLost
+from mpcfl.errors import PartyLost, ProtocolError
+from mpcfl.net import reduction
 from mpcfl.net.memory import MemoryTransport, run_parties
+from mpcfl.net.reduction import allreduce
+from mpcfl.secagg.base import SumSettings
+from mpcfl.secagg.ring_sum import open_ring_sum
 
 
 def check_contract(transport) -> None:
@@ -31,21 +36,144 @@ def check_contract(transport) -> None:
         received = transport.exchange({following: b"on"}, [previous])
         assert received == {previous: b"on"}
 
-    for dim in (1, 2, 7, 10_000):
-        mine = np.arange(dim, dtype=np.uint64) * np.uint64(rank + 1) - np.uint64(5)
-        want = sum(
-            (np.arange(dim, dtype=np.uint64) * np.uint64(r + 1) - np.uint64(5)) for r in range(n)
-        )
-        assert np.array_equal(transport.allreduce(mine.copy()), want), dim
+    for dim in (0, 1, 2, 7, 10_000):
+        vectors = [
+            np.arange(dim, dtype=np.uint64) * np.uint64(r + 1) - np.uint64(5) for r in range(n)
+        ]
+        assert np.array_equal(allreduce(transport, vectors[rank].copy()), sum(vectors)), dim
+
+    check_blocks(transport)
+    check_several_at_once(transport)
+    check_reductions(transport)
 
     before = transport.meter.bytes_sent
     transport.allgather(b"x" * 100)
     assert transport.meter.bytes_sent - before == 100 * len(others)
 
 
+def block(sender: int, receiver: int, salt: int = 0) -> np.ndarray:
+    """Bytes that only this pair and direction has; of another length for each, one of them 0."""
+    length = 0 if sender > receiver == 0 else 1000 * sender + 77 * receiver + 1 + salt
+    return (np.arange(length) * (sender + 3) + receiver + salt).astype(np.uint8)
+
+
+def check_blocks(transport) -> None:
+    """Every rank gets the block that is meant for it, whatever its length."""
+    rank, n = transport.rank, transport.n_ranks
+    others = [r for r in range(n) if r != rank]
+    before = (transport.meter.bytes_sent, transport.meter.bytes_received)
+
+    outgoing = [block(rank, r) for r in range(n)]
+    inbox = {r: np.full_like(block(r, rank), 255) for r in others}
+    pending = transport.begin_scatter(outgoing, inbox)
+    pending.wait()
+    assert all(np.array_equal(inbox[r], block(r, rank)) for r in others)
+    assert pending.poll(), "what has arrived stays arrived"
+    pending.wait()
+    # This rank's own block stays, and no byte is counted twice.
+    sent = sum(len(outgoing[r]) for r in others)
+    got = sum(len(inbox[r]) for r in others)
+
+    own = block(rank, 99)
+    inbox = {r: np.empty_like(block(r, 99)) for r in others}
+    transport.begin_gather(own, inbox).wait()
+    assert all(np.array_equal(inbox[r], block(r, 99)) for r in others)
+    sent += len(own) * len(others)
+    got += sum(len(inbox[r]) for r in others)
+    meter = transport.meter
+    assert (meter.bytes_sent, meter.bytes_received) == (before[0] + sent, before[1] + got)
+
+
+def check_several_at_once(transport) -> None:
+    """Blocks of one kind arrive in the order in which they were begun, however one waits."""
+    rank, n = transport.rank, transport.n_ranks
+    others = [r for r in range(n) if r != rank]
+    scattered, gathered = [], []
+    for salt in range(3):
+        inbox = {r: np.empty_like(block(r, rank, salt)) for r in others}
+        blocks = [block(rank, r, salt) for r in range(n)]
+        scattered.append((transport.begin_scatter(blocks, inbox), inbox))
+        inbox = {r: np.empty_like(block(r, 50, salt)) for r in others}
+        gathered.append((transport.begin_gather(block(rank, 50, salt), inbox), inbox))
+    words = np.full(9, rank, dtype=np.uint32)
+    reduced = transport.begin_allreduce(words)
+    # A message meanwhile disturbs nothing.
+    assert transport.allgather(bytes([rank])) == [bytes([r]) for r in range(n)]
+    for pending, _ in (*gathered, *scattered):
+        pending.wait()
+    reduced.wait()
+    for salt in range(3):
+        assert all(np.array_equal(scattered[salt][1][r], block(r, rank, salt)) for r in others)
+        assert all(np.array_equal(gathered[salt][1][r], block(r, 50, salt)) for r in others)
+    assert words.tolist() == [sum(range(n))] * 9
+
+
+def check_reductions(transport) -> None:
+    """Sums wrap in long vectors too; shorter words, which MPI would not wrap, are refused."""
+    rank, n = transport.rank, transport.n_ranks
+    for dtype in (np.uint8, np.uint16, np.int32, np.float64):
+        with pytest.raises(TypeError):
+            transport.begin_allreduce(np.zeros(2, dtype=dtype))
+    for dtype in (np.uint32, np.uint64):
+        for dim in (0, 1, 300):
+            top = np.iinfo(dtype).max
+            vectors = [np.full(dim, top - 7 * r, dtype=dtype) for r in range(n)]
+            words = vectors[rank].copy()
+            pending = transport.begin_allreduce(words)
+            pending.wait()
+            assert words.tolist() == [sum(top - 7 * r for r in range(n)) % (top + 1)] * dim
+            assert pending.poll()
+
+
+# One chunk, many chunks, and MPI's own reduction.
+PATHS = (
+    {"_TREE_RANKS": 1 << 20},
+    {"_CHUNK_BYTES": 512, "_LEAST_SLICE_WORDS": 1},
+    {"_TREE_RANKS": 2, "_TREE_SLICE_BYTES": 1 << 20},
+)
+
+
+def check_rings(transport) -> None:
+    """A ring sum is right, wrapping as often as not."""
+    dim = 1001
+    for bits in (8, 13, 16, 20, 32, 64):
+        modulus = 1 << bits
+        steps = [(r + 77) ** 9 for r in range(transport.n_ranks)]
+        vectors = [np.arange(dim, dtype=object) * step % modulus for step in steps]
+        want = sum(vectors) % modulus
+        levels, centred = (
+            np.where(v >= modulus // 2, v - modulus, v).astype(np.int64)
+            for v in (vectors[transport.rank], want)
+        )
+        session = open_ring_sum(transport, SumSettings(dim, bits, run_id="00" * 16))
+        total = session.open(session.aggregate(session.protect(levels)))
+        session.close()
+        assert np.array_equal(total, centred), bits
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_threads_make_right_sums_over_every_path(n: int) -> None:
+    for path in PATHS:
+        with mock.patch.multiple(reduction, **path):
+            run_parties(n, check_rings)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_threads_keep_the_contract(n: int) -> None:
     run_parties(n, check_contract)
+
+
+def test_threads_notice_a_buffer_that_is_changed_on_its_way() -> None:
+    """Over MPI the others would get something else, now and then; here it is an error."""
+
+    def party(transport: MemoryTransport) -> None:
+        words = np.zeros(4, dtype=np.uint8)
+        pending = transport.begin_gather(words, {1 - transport.rank: np.empty(4, np.uint8)})
+        words[transport.rank] = 1
+        pending.wait()
+
+    with pytest.raises(ProtocolError, match="before its bytes had left"):
+        run_parties(2, party)
 
 
 def test_a_failure_reaches_all_threads_and_is_the_one_reported() -> None:
@@ -70,15 +198,19 @@ def test_silence_ends_at_the_deadline_and_names_the_party() -> None:
 
 PROGRAM = """
 import importlib.util, sys
+from unittest import mock
 from mpi4py import MPI
-import mpcfl.net.mpi as mpi
+from mpcfl.net import mpi, mpi_requests, reduction
 spec = importlib.util.spec_from_file_location("contract", {contract!r})
 contract = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(contract)
 transport = mpi.MpiTransport(MPI.COMM_WORLD, 20.0, duplicate={duplicate})
 contract.check_contract(transport)
+for path in contract.PATHS if {duplicate} else ():
+    with mock.patch.multiple(reduction, **path):
+        contract.check_rings(transport)
 # The same with messages in many pieces, as above 256 MiB.
-mpi._PIECE_BYTES = 64
+mpi_requests.PIECE_BYTES = 64
 contract.check_contract(transport)
 transport.close()
 transport.close()
@@ -104,47 +236,77 @@ from mpi4py import MPI
 import numpy as np
 from mpcfl.errors import PartyLost
 from mpcfl.net.mpi import MpiTransport
-transport = MpiTransport(MPI.COMM_WORLD, 3.0, ["north", "south", "east"])
+from mpcfl.net.reduction import allreduce
+transport = MpiTransport(MPI.COMM_WORLD, 1.0, ["north", "south", "east"])
 transport.allgather(b"")
 if transport.rank == 1:
     {fate}
-start = time.monotonic()
-try:
-    while True:
-        {call}
-except PartyLost as error:
-    waited = time.monotonic() - start
-    print(f"{{transport.rank}}|{{waited:.1f}}|{{error}}|{{error.ranks}}", flush=True)
-    # One after the other: mpirun may hang when two ranks abort in the same moment.
-    time.sleep(1.0 + transport.rank)
-    MPI.COMM_WORLD.Abort(9)
+others = [rank for rank in range(3) if rank != transport.rank]
+block = np.zeros(100_000, np.uint8)
+calls = {{
+    "message": lambda: transport.allgather(b"x"),
+    "sum": lambda: allreduce(transport, np.zeros(100_000, np.uint64)),
+    "blocks": lambda: transport.begin_scatter(
+        [block] * 3, {{rank: block.copy() for rank in others}}
+    ).wait(),
+    "tree": lambda: transport.begin_allreduce(np.zeros(100, np.uint64)).wait(),
+}}
+for name in {calls}:
+    start = time.monotonic()
+    try:
+        while True:
+            calls[name]()
+    except PartyLost as error:
+        waited = time.monotonic() - start
+        print(f"{{transport.rank}}|{{waited:.1f}}|{{error}}|{{error.ranks}}", flush=True)
+# One after the other: mpirun may hang when two ranks abort in the same moment.
+time.sleep(1.0 + transport.rank)
+MPI.COMM_WORLD.Abort(9)
 """
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(
-    "call", ["transport.allgather(b'x')", "transport.allreduce(np.zeros(100_000, np.uint64))"]
-)
+@pytest.mark.parametrize("calls", [["message"], ["sum", "blocks"]], ids="-".join)
 @pytest.mark.parametrize(
     ("fate", "words", "at_most_s"),
     [
         ("os.kill(os.getpid(), 9)", "south (rank 1) died", 2.0),
-        ("time.sleep(60)", "south (rank 1) did not answer within 3 s", 5.0),
+        ("time.sleep(60)", "south (rank 1) did not answer within 1 s", 3.0),
     ],
+    ids=["dead", "silent"],
 )
 def test_mpi_names_a_dead_and_a_silent_party(
-    mpirun, tmp_path: Path, call: str, fate: str, words: str, at_most_s: float
+    mpirun, tmp_path: Path, calls: list[str], fate: str, words: str, at_most_s: float
 ) -> None:
     program = tmp_path / "program.py"
-    program.write_text(LOSS.format(fate=fate, call=call))
+    program.write_text(LOSS.format(fate=fate, calls=calls))
     done = mpirun(3, program, timeout_s=60)
     assert done.code != 0
     told = [line.split("|") for line in done.stdout.splitlines()]
-    assert {line[0] for line in told} == {"0", "2"}, done.stdout + done.stderr
+    assert sorted(line[0] for line in told) == sorted("02" * len(calls)), done.stdout + done.stderr
     for _, seconds, text, ranks in told:
         assert words in text
         assert ranks == "(1,)"
         assert float(seconds) < at_most_s
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "fate", ["os.kill(os.getpid(), 9)", "time.sleep(60)"], ids=["dead", "silent"]
+)
+def test_mpi_reduction_that_a_party_is_missing_from_ends_at_the_deadline(
+    mpirun, tmp_path: Path, fate: str
+) -> None:
+    """Within a reduction MPI does not tell who is missing, so all others are named."""
+    program = tmp_path / "program.py"
+    program.write_text(LOSS.format(fate=fate, calls=["tree"]))
+    done = mpirun(3, program, timeout_s=60)
+    told = [line.split("|") for line in done.stdout.splitlines()]
+    assert sorted(line[0] for line in told) == ["0", "2"], done.stdout + done.stderr
+    for _, seconds, text, ranks in told:
+        assert "south (rank 1)" in text
+        assert "1" in ranks
+        assert float(seconds) < 3.0
 
 
 BORROWED = """
@@ -219,24 +381,35 @@ import numpy as np
 from mpcfl.errors import PartyLost
 from mpcfl.net.mpi import MpiTransport
 comm = MPI.COMM_WORLD
-transport = MpiTransport(comm, 0.5, duplicate=True)
+# Not a duplicate, which would be given up for all ranks.
+transport = MpiTransport(comm, 0.5)
 comm.Barrier()
-size = 1_000_000  # far above what MPI sends without asking the receiver
-outgoing, incoming = np.full(size, comm.rank + 7, np.uint64), np.zeros(size, np.uint64)
+size = 8_000_000  # far above what MPI sends without asking the receiver
+other = 1 - comm.rank
+outgoing = [np.full(size, comm.rank + 7 + number, np.uint8) for number in range(2)]
+incoming = [np.zeros(size, np.uint8) for number in range(2)]
+
+def begin(number):
+    return transport.begin_scatter([outgoing[number]] * 2, {other: incoming[number]})
+
 if comm.rank == 1:
     comm.Barrier()  # the other rank has given up and forgotten all
     transport.deadline_s = 20.0
-    transport._swap({0: outgoing}, {0: incoming})
-    assert incoming.min() == incoming.max() == 7, incoming
+    for pending in [begin(0), begin(1)]:
+        pending.wait()
+    assert [set(np.unique(array).tolist()) for array in incoming] == [{7}, {8}]
 else:
-    watched = [weakref.ref(outgoing), weakref.ref(incoming)]
+    watched = [weakref.ref(array) for array in (*outgoing, *incoming)]
+    under_way = [begin(0), begin(1)]
     try:
-        transport._swap({1: outgoing}, {1: incoming})
+        # The second one fails with the first: nobody waits for it any more.
+        under_way[0].wait()
     except PartyLost:
         transport.close()
-    del outgoing, incoming, transport
+    del outgoing, incoming, under_way, transport
     gc.collect()
-    assert all(array() is not None for array in watched), "MPI writes into freed memory"
+    kept = [array() is not None for array in watched]
+    assert all(kept), f"MPI writes into freed memory: {kept}"
     comm.Barrier()
 print("done", flush=True)
 comm.Barrier()
@@ -250,3 +423,53 @@ def test_mpi_keeps_what_a_failed_exchange_left_open(mpirun, tmp_path: Path) -> N
     done = mpirun(2, program, timeout_s=60)
     assert done.code == 0, done.stderr
     assert done.stdout.split("\n") == ["done", "done", ""]
+
+
+KILLED = """
+import os, sys, time
+from mpi4py import MPI
+import numpy as np
+import mpcfl.net.reduction as reduction
+from mpcfl.errors import PartyLost
+from mpcfl.net.mpi import MpiTransport
+from mpcfl.secagg.base import SumSettings
+from mpcfl.secagg.masks import MaskedSource
+from mpcfl.secagg.ring_sum import open_ring_sum
+reduction._CHUNK_BYTES, reduction._LEAST_SLICE_WORDS = 1 << 14, 1
+transport = MpiTransport(MPI.COMM_WORLD, 20.0, ["north", "south", "east", "west"])
+session = open_ring_sum(transport, SumSettings(200_000, 20, run_id="00" * 16))
+levels = np.full(200_000, transport.rank, dtype=np.int32)
+assert set(session.open(session.aggregate(session.protect(levels))).tolist()) == {6}
+make = MaskedSource.__call__
+
+def die_half_way(self, number, out):
+    if transport.rank == 2 and number == 20:
+        os.kill(os.getpid(), 9)
+    make(self, number, out)
+
+MaskedSource.__call__ = die_half_way
+start = time.monotonic()
+try:
+    session.aggregate(session.protect(levels))
+except PartyLost as error:
+    session.close()
+    waited = time.monotonic() - start
+    print(f"{transport.rank}|{waited:.1f}|{error}|{error.ranks}", flush=True)
+time.sleep(1.0 + transport.rank)
+MPI.COMM_WORLD.Abort(9)
+"""
+
+
+@pytest.mark.mpi
+def test_mpi_rank_that_dies_within_a_ring_sum_is_named_at_all_others(mpirun, tmp_path) -> None:
+    """Half of its chunks have left; more than one is under way, and one is being masked."""
+    program = tmp_path / "program.py"
+    program.write_text(KILLED)
+    done = mpirun(4, program, timeout_s=60)
+    assert done.code != 0
+    told = sorted(line.split("|") for line in done.stdout.splitlines())
+    assert [line[0] for line in told] == ["0", "1", "3"], done.stdout + done.stderr
+    for _, seconds, text, ranks in told:
+        assert "east (rank 2) died" in text
+        assert ranks == "(2,)"
+        assert float(seconds) < 5.0

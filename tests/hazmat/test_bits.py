@@ -35,6 +35,30 @@ def test_reading_in_pieces_gives_the_same_stream(pieces: list[int]) -> None:
     assert np.array_equal(np.concatenate([*read, np.empty(0, np.uint64)]), whole)
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["u1", "<u2", "<u4", "<u8", "<i8"]), st.integers(0, 50_000)),
+        max_size=6,
+    )
+)
+def test_stream_is_one_of_bytes_whatever_words_are_filled(fills: list[tuple[str, int]]) -> None:
+    key = bytes(range(KEY_BYTES))
+    bits = raw_keyed_bits(key)
+    read = b""
+    for dtype, count in fills:
+        out = np.zeros(count, dtype=dtype)
+        bits.fill(out)
+        read += out.tobytes()
+    assert raw_keyed_bits(key).words(len(read) // 8 + 1).tobytes()[: len(read)] == read
+
+
+def test_memory_that_is_not_contiguous_is_refused_and_not_half_filled() -> None:
+    out = np.zeros(10, dtype=np.uint64)
+    with pytest.raises((TypeError, BufferError, ValueError)):
+        raw_keyed_bits(bytes(KEY_BYTES)).fill(out[::2])
+    assert not out.any()
+
+
 def test_two_system_sources_share_nothing() -> None:
     first, second = SystemBits().words(1000), SystemBits().words(1000)
     assert not np.intersect1d(first, second).size
