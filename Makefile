@@ -32,7 +32,8 @@ demo: setup ## train on real data at four parties; the budget every round, the a
 
 test: setup ## run all tests and measure branch coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	@# Two workers: one for the tests that start MPI jobs, and one for all others.
+	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

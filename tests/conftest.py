@@ -25,6 +25,17 @@ class Finished:
 
 Run = Callable[..., Finished]
 
+# Fixtures whose tests start processes of their own.
+_STARTING = frozenset({"mpcfl_command", "mpirun"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that start MPI jobs in one of the workers, one after the other."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if item.get_closest_marker("mpi") or _STARTING.intersection(fixtures):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
 
 @pytest.fixture
 def listening() -> Callable[[], None]:
