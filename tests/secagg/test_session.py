@@ -350,7 +350,7 @@ def test_options_that_say_off_are_accepted():
     assert run_parties(1, party)[0].tolist() == [1]
 
 
-@pytest.mark.parametrize("comm", [None, 3, object()], ids=repr)
+@pytest.mark.parametrize("comm", [None, 3, object()], ids=["none", "number", "object"])
 def test_comm_that_is_neither_mpi_nor_transport_is_refused(comm):
     with pytest.raises(TypeError, match="comm"):
         mpcfl.open_secure_sum(comm=comm, backend="plain", dim=1)
