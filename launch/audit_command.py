@@ -103,12 +103,18 @@ def run_masks_audit(options: AuditOptions) -> bool:
 
     Raises:
         BackendUnavailable: the backend is not there.
+        ConfigError: the job shares masks with some parties only, which this audit doesn't try.
     """
     from mpcfl.audit.masks import MaskProbe, audit_masks
 
     require_new(options.out)
     job = options.load()
     aggregation = job.aggregation
+    if aggregation.neighbors != "all":
+        raise ConfigError(
+            "audit masks tries masks between all pairs of up to 8 parties, and no graph of "
+            "neighbors; add --set aggregation.neighbors=all, and see mpcfl plan for the graph"
+        )
     probe = MaskProbe(
         n_parties=min(job.parties.count, _MOST_PARTIES_WITH_MASKS),
         modulus_bits=aggregation.modulus_bits,

@@ -101,6 +101,12 @@ def test_noise_is_printed_as_text_and_kept_as_json(tmp_path: Path) -> None:
     assert len(report["findings"]) == 7
 
 
+def test_masks_of_a_sparse_graph_are_not_passed_off_as_audited():
+    result = invoke("masks", "digits", "--backend", "ring", "--set", "aggregation.neighbors=2")
+    assert result.exit_code == 1
+    assert "no graph of neighbors" in str(result.exception)
+
+
 @pytest.mark.parametrize(("asked", "probed"), [(3, 3), (20, 8)])
 def test_masks_are_audited_as_the_job_uses_them(
     asked: int, probed: int, monkeypatch: pytest.MonkeyPatch

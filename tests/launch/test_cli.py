@@ -39,7 +39,8 @@ def test_help_names_every_command_with_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS, "bench grid", "bench scaling", "bench compare", "ledger verify", "audit dp"]
+    "command",
+    [*COMMANDS, "bench grid", "bench scaling", "bench compare", "ledger verify", "audit dp"],
 )
 def test_every_command_has_help_json_and_debug(command: str) -> None:
     result = invoke(*command.split(), "--help")
