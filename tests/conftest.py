@@ -29,6 +29,7 @@ Run = Callable[..., Finished]
 _STARTING = frozenset({"mpcfl_command", "mpirun"})
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that start MPI jobs in one of the workers, one after the other."""
     for item in items:
