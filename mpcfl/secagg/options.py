@@ -151,6 +151,8 @@ def _resolve(choice: NeighborChoice, n_ranks: int, options: Mapping[str, Any]) -
             f"neighbors = {choice!r} needs colluding, the number of ranks that may pool what they "
             "know: masks that are shared with fewer ranks protect against so many only"
         )
+    if n_ranks == 1:
+        return None  # a program that is tried alone has nobody to hide from
     # No sum goes on without a rank, so by default none is missing.
     colluding, max_dropout = (operator.index(options.get(name, 0)) for name in _THREATS)
     if not 1 <= colluding < n_ranks or not 0 <= max_dropout < n_ranks:
