@@ -32,9 +32,9 @@ import torch
 from numpy.typing import NDArray
 
 from mpcfl.net.channel import PairSecrets, agree_pair_secrets
-from mpcfl.net.codec import Words
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import Levels, SumId, SumSettings, check_levels, check_range
+from mpcfl.secagg.centred_sum import CentredSum
 from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
 from mpcfl.secagg.crypten_streams import computing_generators
@@ -88,8 +88,8 @@ class CryptenSum:
     def open(self, aggregated: Any) -> Levels:
         """See `SecureSum.open`: what CrypTen's `reveal` does, without its copies."""
         opened = np.empty(self._settings.dim, dtype=self._dtype)
-        offset = self._offset_of_sum(self._settings.modulus_bits)
-        sink = _OpenedSum(opened, offset, self._settings.modulus_bits)
+        bits = self._settings.modulus_bits
+        sink = CentredSum(opened, np.dtype(np.uint64), bits, int(self._offset_of_sum(bits)))
         words = aggregated.share.numpy().view(np.uint64)
         with self._masks.exchange():
             self._communicator.sum_words(words, sink, self._masks.chunks)
@@ -170,30 +170,6 @@ class CryptenSum:
 
     def _offset_of_sum(self, modulus_bits: int) -> np.uint64:
         return np.uint64((self._transport.n_ranks << (modulus_bits - 1)) % (1 << _WORD_BITS))
-
-
-class _OpenedSum:
-    """Takes the sum chunk by chunk, less its offset, centred mod 2^b; a `Sink`."""
-
-    def __init__(self, opened: Levels, offset: np.uint64, modulus_bits: int) -> None:
-        self._opened = opened
-        self._offset = offset
-        self._spare = np.int64(_WORD_BITS - modulus_bits)
-        self._in_place = opened.dtype == np.int64
-
-    def landing(self, where: slice) -> Words:
-        if self._in_place:
-            return self._opened[where].view(np.uint64)
-        return np.empty(where.stop - where.start, dtype=np.uint64)
-
-    def finish(self, where: slice, total: Words) -> None:
-        total -= self._offset
-        signed = total.view(np.int64)
-        if self._spare:
-            np.left_shift(signed, self._spare, out=signed)
-            np.right_shift(signed, self._spare, out=signed)
-        if not self._in_place:
-            self._opened[where] = signed
 
 
 def open_crypten_sum(transport: Transport, settings: SumSettings) -> CryptenSum:

@@ -28,6 +28,7 @@ from mpcfl.net.codec import WordCodec, Words
 from mpcfl.net.reduction import Reduction
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import Levels, SumId, SumSettings, check_levels, check_range
+from mpcfl.secagg.centred_sum import CentredSum
 from mpcfl.secagg.graph import agree_neighbors
 from mpcfl.secagg.mask_session import MaskSession
 from mpcfl.secagg.masks import MaskedSource, PairMasks
@@ -68,7 +69,8 @@ class RingSum:
 
     def aggregate(self, protected: _Protected) -> Levels:
         """See `SecureSum.aggregate`: mask, send and add up, chunk by chunk."""
-        masks, sink = self._masks, _CentredSum(protected.total, self._codec)
+        masks = self._masks
+        sink = CentredSum(protected.total, self._codec.dtype, self._codec.bits)
         with masks.exchange():
             reduction = Reduction(self._transport, self._codec, masks.chunks, masks.executor)
             reduction.run(protected.source, sink)
@@ -87,30 +89,6 @@ class RingSum:
     def close(self) -> None:
         """Forget all keys and masks; see `SecureSum.close`."""
         self._masks.close()
-
-
-class _CentredSum:
-    """Takes the sum chunk by chunk and centres it mod 2^b; a `Sink` of `net/reduction.py`."""
-
-    def __init__(self, total: Levels, codec: WordCodec) -> None:
-        self._total = total
-        self._codec = codec
-        self._in_place = total.dtype.itemsize == codec.dtype.itemsize
-        self._signed = np.dtype(f"i{codec.dtype.itemsize}")
-        self._spare = self._signed.type(codec.dtype.itemsize * 8 - codec.bits)
-
-    def landing(self, where: slice) -> Words:
-        if self._in_place:
-            return self._total[where].view(self._codec.dtype)
-        return np.empty(where.stop - where.start, dtype=self._codec.dtype)
-
-    def finish(self, where: slice, total: Words) -> None:
-        signed = total.view(self._signed)
-        if self._spare:
-            np.left_shift(signed, self._spare, out=signed)
-            np.right_shift(signed, self._spare, out=signed)
-        if not self._in_place:
-            self._total[where] = signed
 
 
 def open_ring_sum(transport: Transport, settings: SumSettings) -> RingSum:
