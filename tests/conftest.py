@@ -29,13 +29,13 @@ Run = Callable[..., Finished]
 _STARTING = frozenset({"mpcfl_command", "mpirun"})
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that start MPI jobs in one of the workers, one after the other."""
+    """Mark all tests that start processes of their own; `make test` runs them beside the others."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if item.get_closest_marker("mpi") or _STARTING.intersection(fixtures):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+        if _STARTING.intersection(fixtures):
+            item.add_marker(pytest.mark.mpi)
 
 
 @pytest.fixture
