@@ -366,3 +366,18 @@ def test_a_step_that_the_system_refuses_is_told_and_leaves_nothing(hosts: Module
         hosts.two_hosts("fast"),
     ):
         pytest.fail("the link has no rate")
+
+
+RESULTS = CASES.parent / "results"
+
+
+@pytest.mark.parametrize("name", ["ring_speed", "ring_network"])
+def test_committed_figures_reach_every_limit(
+    case: Module, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert case(name).main(["--table", str(RESULTS / "ring.jsonl")]) == 0
+    tables = capsys.readouterr().out
+    limits = [figure for figure in case(name).figures() if figure.limit is not None]
+    assert tables.count("| yes |") == len(limits) > 0
+    # What people read is what the records say.
+    assert tables.strip() in (RESULTS / "ring.md").read_text()
