@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import mpcfl
 from mpcfl.config import Unit
 from mpcfl.dp.ledger import Budget, Ledger
 from mpcfl.dp.plan import make_plan
@@ -413,3 +414,23 @@ def test_case_answers_over_mpi_and_charges_once(repository, tmp_path):
     assert found["above_agreement"] > 0.8
     assert found["truly_darkest_scans"] - found["darkest_scans"] < 12 * found["noise_in_scans"]
     assert found["costs"]["compare"]["bytes_sent"] > found["costs"]["open the sum"]["bytes_sent"]
+
+
+def test_the_python_session_hands_its_sum_on_between_other_sums():
+    def party(transport):
+        own = summand(transport.rank, 3)
+        with mpcfl.open_secure_sum(
+            comm=transport, backend="crypten", dim=DIM, modulus_bits=40
+        ) as session:
+            before = session.sum(own)
+            with session.share_sum(torch.from_numpy(own), PUBLIC) as shared:
+                with shared.computing() as total:
+                    positive = total > 0
+                signs = shared.open(positive)
+            with pytest.raises((TypeError, ProtocolError)):
+                session.share_sum(own, PUBLIC if transport.rank else None)
+            return before.tolist(), signs.tolist(), session.sum(own).tolist()
+
+    for before, signs, after in run_parties(3, party):
+        assert before == after == SUMS.tolist()
+        assert signs == [float(x > 0) for x in SUMS]
