@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpcfl.config import Job
-from mpcfl.report.threat_model import PAIRWISE_BACKENDS
+from mpcfl.config import MASKED_BACKENDS, Job
 from mpcfl.secagg.neighbors import (
     FAILURE_BITS,
     failure_exponent,
@@ -60,7 +59,7 @@ def graph_of_job(job: Job) -> MaskGraph | None:
     Raises:
         PlanError: the job's number of neighbors is not safe.
     """
-    if job.aggregation.backend not in PAIRWISE_BACKENDS:
+    if job.aggregation.backend not in MASKED_BACKENDS:
         return None
     count, colluding, max_dropout = (
         job.parties.count,

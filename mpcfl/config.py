@@ -91,8 +91,8 @@ Real = Annotated[
 ]
 PositiveReal = Annotated[Real, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-# Backends whose masks may be shared with some of the other parties only.
-_SPARSE_BACKENDS = ("crypten", "ring")
+# Backends with pairwise masks, which may be shared with some of the other parties only.
+MASKED_BACKENDS = frozenset({"crypten", "ring"})
 # Without clipping of the sum, its grid has to reach from 2^-10 or so to 128 times the parties.
 _LEAST_LOCAL_BITS = 28
 # TOML has no enums, so a closed set is written as its string.
@@ -247,8 +247,8 @@ class AggregationTable(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.neighbors != "all" and self.backend not in _SPARSE_BACKENDS:
-            names = " or ".join(f'"{name}"' for name in reversed(_SPARSE_BACKENDS))
+        if self.neighbors != "all" and self.backend not in MASKED_BACKENDS:
+            names = " or ".join(f'"{name}"' for name in sorted(MASKED_BACKENDS, reverse=True))
             raise ValueError(
                 f'neighbors must be "all" with backend = "{self.backend}"; leave it out, or set '
                 f"backend to {names}, whose masks may be shared with fewer"

@@ -38,8 +38,8 @@ from functools import lru_cache
 import numpy as np
 from scipy.optimize import nnls
 
-from mpcfl.bench.grid import MASKED_BACKENDS
 from mpcfl.bench.summary import BASELINE
+from mpcfl.config import MASKED_BACKENDS
 from mpcfl.errors import ConfigError
 from mpcfl.net.codec import WordCodec
 from mpcfl.net.reduction import Chunks, uses_tree

@@ -22,14 +22,13 @@ from pydantic_core import ErrorDetails
 
 from mpcfl.bench.record import Parameters
 from mpcfl.bench.summary import BASELINE
+from mpcfl.config import MASKED_BACKENDS
 from mpcfl.errors import ConfigError, PlanError
 from mpcfl.secagg.neighbors import NeighborChoice, resolve_neighbors
 from mpcfl.secagg.registry import backend_names
 
 # Only these have a key, so only for these do key_bits and custody make a difference.
 KEYED_BACKENDS = frozenset({"phe", "paillier"})
-# Only these share masks between pairs, so only for these do neighbors make a difference.
-MASKED_BACKENDS = frozenset({"crypten", "ring"})
 # A sparse graph in a grid is one that is enough for a third of the parties colluding.
 _COLLUDING_SHARE = 3
 _INT32_BITS = 32

@@ -21,9 +21,10 @@ from mpcfl.bench.cost_model import (
     fit,
     least_cells,
 )
-from mpcfl.bench.grid import MASKED_BACKENDS, assumed_colluding
+from mpcfl.bench.grid import assumed_colluding
 from mpcfl.bench.record import SETUP, Parameters, Record
 from mpcfl.bench.summary import group_by_case, summarize
+from mpcfl.config import MASKED_BACKENDS
 from mpcfl.errors import ConfigError
 from mpcfl.secagg.neighbors import least_neighbors
 

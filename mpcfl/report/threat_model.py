@@ -76,7 +76,6 @@ _PAIRWISE: Mapping[str, tuple[str, str]] = {
     "crypten": (_CRYPTEN, _CRYPTEN_TRIPLES),
     "ring": (_RING, ""),
 }
-PAIRWISE_BACKENDS = frozenset(_PAIRWISE)
 
 EPSILON_VIEWS: tuple[tuple[str, str, str], ...] = (
     (

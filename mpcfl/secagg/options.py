@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from mpcfl.config import Custody, read_neighbors
+from mpcfl.config import MASKED_BACKENDS, Custody, read_neighbors
 from mpcfl.errors import ConfigError, TranscriptMismatch
 from mpcfl.hazmat.bits import TAG_VERSION
 from mpcfl.secagg.base import MAX_MODULUS_BITS, MIN_MODULUS_BITS, BackendFactory, SumSettings
@@ -20,9 +20,6 @@ from mpcfl.secagg.custody import DEFAULT_KEY_BITS, check_key_bits
 from mpcfl.secagg.neighbors import NeighborChoice, resolve_neighbors
 from mpcfl.secagg.registry import load_backend
 
-# Backends with pairwise masks: a rank may share them with some ranks only, and each sum's are
-# named by its `SumId`, so that ranks stay in step whatever became of the sums before.
-MASKED_BACKENDS = ("crypten", "ring")
 # Seconds; as in [aggregation]. It also bounds opening, before the ranks heard of another one.
 DEFAULT_DEADLINE_S = 120.0
 # Keys of [aggregation] that name something which is not built yet; their "off" is allowed.
@@ -140,7 +137,7 @@ def _read_neighbors(backend: str, n_ranks: int, options: Mapping[str, Any]) -> i
     if backend not in MASKED_BACKENDS:
         raise ConfigError(
             f'backend "{backend}" has no masks that could be shared with fewer ranks; leave '
-            f"neighbors out, or take one of {', '.join(MASKED_BACKENDS)}"
+            f"neighbors out, or take one of {', '.join(sorted(MASKED_BACKENDS))}"
         )
     return _resolve(cast("NeighborChoice", choice), n_ranks, options)
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from numpy.typing import NDArray
 
-from mpcfl.errors import BackendUnavailable, OutOfOrder
+from mpcfl.config import MASKED_BACKENDS
+from mpcfl.errors import BackendUnavailable, OutOfOrder, PartyLost
 from mpcfl.net.meter import Meter
 from mpcfl.net.roster import agree_run_id
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import SecureSum, SumId, SumSettings, check_levels, check_range
 from mpcfl.secagg.options import (
     DEFAULT_DEADLINE_S,
-    MASKED_BACKENDS,
     Proposal,
     compare,
     propose,
@@ -157,8 +157,12 @@ class SecureSumSession:
         if share is None:
             raise BackendUnavailable('only backend "crypten" hands its sum on unopened; take it')
         self._number += 1
-        # Ranks stay in step if one refuses: all hear of it, and the number is spent.
-        return share(as_array(levels), release, precision=precision, sum_id=self._sum_id)
+        try:
+            return share(as_array(levels), release, precision=precision, sum_id=self._sum_id)
+        except PartyLost:
+            # Of any other refusal all ranks hear, and the number is spent.
+            self._in_step = False
+            raise
 
     def prepare(self) -> None:
         """Return once the next sum's masks are made; at once without ``precompute``.

@@ -12,6 +12,7 @@ from mpcfl.errors import (
     BudgetExceeded,
     ConfigError,
     OutOfOrder,
+    PartyLost,
     ProtocolError,
     TranscriptMismatch,
 )
@@ -434,3 +435,16 @@ def test_the_python_session_hands_its_sum_on_between_other_sums():
     for before, signs, after in run_parties(3, party):
         assert before == after == SUMS.tolist()
         assert signs == [float(x > 0) for x in SUMS]
+
+
+def test_a_session_in_which_a_rank_never_came_to_share_is_at_its_end():
+    def party(transport):
+        session = mpcfl.open_secure_sum(comm=transport, backend="crypten", dim=DIM, modulus_bits=40)
+        if transport.rank:
+            return
+        with pytest.raises(PartyLost):
+            session.share_sum(np.zeros(DIM, np.int64), PUBLIC)
+        with pytest.raises(OutOfOrder, match="broke off"):
+            session.sum(np.zeros(DIM, np.int64))
+
+    run_parties(2, party, deadline_s=0.5)
