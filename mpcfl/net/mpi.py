@@ -163,10 +163,13 @@ class MpiTransport:
         """Return the ranks that MPI knows to be dead; empty where it can't tell."""
         try:
             failed = self._comm.Get_failed()
-            ranks = MPI.Group.Translate_ranks(failed, None, self._comm.Get_group())
+            group = self._comm.Get_group()
+            ranks = tuple(int(rank) for rank in MPI.Group.Translate_ranks(failed, None, group))
+            failed.Free()
+            group.Free()
         except (MPI.Exception, NotImplementedError):
             return ()
-        return tuple(int(rank) for rank in ranks)
+        return ranks
 
     def _duplicate(self, comm: MPI.Intracomm) -> MPI.Intracomm:
         duplicate, request = comm.Idup()

@@ -24,6 +24,8 @@ _MAX_SLEEP_S = 1e-3
 # The first polls only give way to other processes on the same core.
 _FIRST_SLEEP_S = 1e-6
 _SLEEP_GROWTH = 1.5
+# How often a wait asks who is dead: MPI may know it and still leave a request pending for ever.
+_ASK_DEAD_S = 0.05
 # What is under way: MPI reads and writes the buffers of a request until it is done, also if its
 # owner has failed elsewhere and forgotten it.
 _under_way: set[Requests] = set()
@@ -76,14 +78,25 @@ class Deadline:
             raise PartyLost("another rank gave up; see the error there") from error
         if not ranks:
             raise PartyLost(f"MPI failed: {error.Get_error_string()}") from error
-        who = self._owner.party_names(ranks)
-        raise PartyLost(f"{who} died during the run", ranks) from error
+        raise self._died(ranks) from error
 
     def wait(self, is_done: Callable[[], bool], missing: Callable[[], Sequence[int]]) -> None:
-        """Poll until ``is_done``; at the deadline, ask who is ``missing``."""
+        """Poll until ``is_done``; fail for a dead rank at once, at the deadline for a silent one.
+
+        Args:
+            is_done: makes progress; what came before its sender died is still taken.
+            missing: tells from whom something is awaited.
+        """
         sleep_s = 0.0
+        next_ask = time.monotonic() + _ASK_DEAD_S
         while not is_done():
-            if time.monotonic() > self._end:
+            now = time.monotonic()
+            if now > next_ask:
+                next_ask = now + _ASK_DEAD_S
+                dead = tuple(rank for rank in self._owner.failed_ranks() if rank in self._ranks)
+                if dead:
+                    raise self._died(dead)
+            if now > self._end:
                 ranks = tuple(missing()) or self._ranks
                 raise PartyLost(
                     f"{self._owner.party_names(ranks)} did not answer within "
@@ -93,6 +106,9 @@ class Deadline:
                 )
             time.sleep(sleep_s)
             sleep_s = min(_MAX_SLEEP_S, sleep_s * _SLEEP_GROWTH + _FIRST_SLEEP_S)
+
+    def _died(self, ranks: tuple[int, ...]) -> PartyLost:
+        return PartyLost(f"{self._owner.party_names(ranks)} died during the run", ranks)
 
 
 class Inbox:

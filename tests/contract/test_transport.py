@@ -427,6 +427,7 @@ def test_mpi_keeps_what_a_failed_exchange_left_open(mpirun, tmp_path: Path) -> N
 
 KILLED = """
 import os, sys, time
+from pathlib import Path
 from mpi4py import MPI
 import numpy as np
 import mpcfl.net.reduction as reduction
@@ -455,7 +456,12 @@ except PartyLost as error:
     session.close()
     waited = time.monotonic() - start
     print(f"{transport.rank}|{waited:.1f}|{error}|{error.ranks}", flush=True)
-time.sleep(1.0 + transport.rank)
+# Whoever comes last ends the job, so that nobody is ended before it has told.
+Path(f"told-{transport.rank}").touch()
+end = time.monotonic() + 15.0
+while len(list(Path().glob("told-*"))) < 3 and time.monotonic() < end:
+    time.sleep(0.05)
+time.sleep(0.2 * transport.rank)
 MPI.COMM_WORLD.Abort(9)
 """
 
