@@ -2,6 +2,7 @@
 
     MpcflError
     |-- ConfigError            a job, an option or an argument is wrong
+    |   `-- KeyFileError       a key file is damaged, unsafe or not the one that is needed
     |-- PlanError              no noise plan meets the request
     |-- QuantizeError          a value does not fit the integer grid
     |-- LedgerError            a privacy ledger is damaged or not this party's
@@ -9,6 +10,7 @@
     |-- ProtocolError          a party said what the protocol does not allow
     |   |-- PartyNotReady      a party can't start or go on; all ranks raise it alike
     |   |-- OutOfOrder         a single-use object or a stage was used twice
+    |   |-- WrongPartial       a partial decryption is not what its key share gives
     |   |-- TranscriptMismatch two parties do not agree on a public fact
     |   `-- AuthenticationError a message was not made by its claimed sender
     |-- PartyLost              a party died or fell silent
@@ -29,6 +31,10 @@ class MpcflError(Exception):
 
 class ConfigError(MpcflError):
     """A job file, an option or an argument is wrong; the message names the key and the remedy."""
+
+
+class KeyFileError(ConfigError):
+    """A key file is damaged, unsafe or not the one that is needed; the message names the file."""
 
 
 class PlanError(MpcflError):
@@ -78,6 +84,18 @@ class PartyNotReady(ProtocolError):
 
 class OutOfOrder(ProtocolError):
     """A single-use object was used twice, or a stage came out of order."""
+
+
+class WrongPartial(ProtocolError):
+    """A partial decryption is not what its author's key share gives, or its proof does not hold.
+
+    Attributes:
+        index: number of the key share, from 1 on.
+    """
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class TranscriptMismatch(ProtocolError):
