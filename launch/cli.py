@@ -14,16 +14,19 @@ from typer.core import TyperGroup
 from mpcfl import __version__
 from mpcfl.errors import MpcflError
 from mpcfl.launch.audit_cli import audit_app
+from mpcfl.launch.keygen_cli import keygen
 from mpcfl.launch.options import (
     Backend,
     Debug,
     Insecure,
     JobArgument,
     Json,
+    Keys,
     OptionalJob,
     Out,
     Overrides,
     Parties,
+    Passphrases,
     Resume,
 )
 
@@ -68,6 +71,8 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     resume: Resume = None,
+    keys: Keys = None,
+    passphrases: Passphrases = None,
     insecure: Insecure = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -77,7 +82,8 @@ def run(
     from mpcfl.launch.run_command import run as run_job
 
     changes = tuple(overrides or ())
-    run_job(RunOptions(job, n, backend, changes, out, insecure, as_json, debug, resume))
+    files = {"keys": keys, "passphrases": passphrases}
+    run_job(RunOptions(job, n, backend, changes, out, insecure, as_json, debug, resume, **files))
 
 
 @app.command()
@@ -103,6 +109,9 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
     if not run_doctor(as_json=as_json):
         raise typer.Exit(1)
+
+
+app.command()(keygen)
 
 
 @bench_app.command()

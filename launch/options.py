@@ -28,4 +28,17 @@ Resume = Annotated[
 Out = Annotated[Path | None, typer.Option(help="A new or empty folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Keys = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of key shares from mpcfl keygen, NAME.share each, for custody threshold.",
+    ),
+]
+Passphrases = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Passphrases of the key shares, a line per party; mode 0600."
+    ),
+]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow comparison backends.")]

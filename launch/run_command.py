@@ -35,6 +35,8 @@ class RunOptions:
     as_json: bool = False
     debug: bool = False
     resume: Path | None = None
+    keys: Path | None = None
+    passphrases: Path | None = None
 
     def all_overrides(self) -> list[str]:
         """Return the ``--set`` options, ``--backend`` included."""
@@ -103,6 +105,8 @@ def _program(options: RunOptions, out: Path) -> list[str]:
         program += ["-n", str(options.parties)]
     for override in options.all_overrides():
         program += ["--set", override]
+    for option, path in (("--keys", options.keys), ("--passphrases", options.passphrases)):
+        program += [] if path is None else [option, str(path)]
     flags = {"--insecure": options.insecure, "--debug": options.debug}
     return [*program, *(flag for flag, given in flags.items() if given), "--events"]
 

@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpcfl import dp as dp
+    from mpcfl.secagg.key_holding import hold_share as load_key_share
     from mpcfl.secagg.session import open_secure_sum as open_secure_sum
     from mpcfl.secagg.session import secure_sum as secure_sum
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "dp", "open_secure_sum", "secure_sum"]
+__all__ = ["__version__", "dp", "load_key_share", "open_secure_sum", "secure_sum"]
 
-_HOMES = {"open_secure_sum": "mpcfl.secagg.session", "secure_sum": "mpcfl.secagg.session"}
+_HOMES = {
+    "load_key_share": ("mpcfl.secagg.key_holding", "hold_share"),
+    "open_secure_sum": ("mpcfl.secagg.session", "open_secure_sum"),
+    "secure_sum": ("mpcfl.secagg.session", "secure_sum"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name == "dp":
         return import_module("mpcfl.dp")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        module, attribute = _HOMES[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'mpcfl' has no attribute {name!r}")
 
 

@@ -62,6 +62,7 @@ class Custody(StrEnum):
 
     HOLDER = "holder"
     CLIENTS = "clients"
+    THRESHOLD = "threshold"
 
 
 def _not_a_truth_value(value: object) -> object:
@@ -93,6 +94,8 @@ PositiveReal = Annotated[Real, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 # Backends with pairwise masks, which may be shared with some of the other parties only.
 MASKED_BACKENDS = frozenset({"crypten", "ring"})
+# Backends with a key, for which custody has a meaning.
+PAILLIER_BACKENDS = frozenset({"phe", "paillier"})
 # Without clipping of the sum, its grid has to reach from 2^-10 or so to 128 times the parties.
 _LEAST_LOCAL_BITS = 28
 # TOML has no enums, so a closed set is written as its string.
@@ -241,6 +244,7 @@ class AggregationTable(_Table):
     modulus_bits: Annotated[int, Field(ge=8, le=64)] = 32
     key_bits: Annotated[int, Field(ge=2048, le=8192, multiple_of=256)] = 3072
     custody: CustodyName = Custody.HOLDER
+    threshold: Annotated[int, Field(ge=2)] | None = None
     neighbors: Neighbors = "all"
     precompute: bool = True
     deadline_s: PositiveReal = 120.0
@@ -253,7 +257,19 @@ class AggregationTable(_Table):
                 f'neighbors must be "all" with backend = "{self.backend}"; leave it out, or set '
                 f"backend to {names}, whose masks may be shared with fewer"
             )
+        self._check_threshold()
         return self
+
+    def _check_threshold(self) -> None:
+        shared = self.custody is Custody.THRESHOLD
+        if shared and self.backend != "paillier":
+            raise ValueError(
+                f'custody = "threshold" needs backend = "paillier", not "{self.backend}"'
+            )
+        if self.threshold is not None and not shared:
+            raise ValueError(
+                'threshold is the number of key shares that decrypt; it needs custody = "threshold"'
+            )
 
 
 class Job(_Table):
@@ -333,7 +349,8 @@ class Job(_Table):
     @property
     def needs_aggregator(self) -> bool:
         """True if one more rank, without data and without key, does the sum."""
-        return self.aggregation.backend == "phe" and self.aggregation.custody is Custody.CLIENTS
+        aggregation = self.aggregation
+        return aggregation.backend in PAILLIER_BACKENDS and aggregation.custody is Custody.CLIENTS
 
     @property
     def n_ranks(self) -> int:

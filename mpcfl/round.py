@@ -334,4 +334,5 @@ def sum_settings(public: PublicState, run_id: str) -> SumSettings:
         run_id=run_id,
         neighbors=public.neighbors,
         precompute=aggregation.precompute,
+        threshold=aggregation.threshold,
     )

@@ -103,6 +103,15 @@ def _parser() -> argparse.ArgumentParser:
         help="continue the run in this folder after its last checkpoint; what was spent stays "
         "spent, and a finished run is left as it is",
     )
+    parser.add_argument(
+        "--keys", type=Path, metavar="DIR", help="this party's key share, NAME.share, lies here"
+    )
+    parser.add_argument(
+        "--passphrases",
+        type=Path,
+        metavar="FILE",
+        help="the passphrase of this party's key share, alone or in a line per party",
+    )
     parser.add_argument("--insecure", action="store_true", help="allow comparison backends")
     parser.add_argument("--events", action="store_true", help="tell events as lines of JSON")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -21,7 +21,7 @@ from mpcfl.parties.ledgers import open_ledgers
 from mpcfl.parties.recorder import Recorder
 from mpcfl.parties.resume import Request
 from mpcfl.parties.rules import check_job, check_ranks, rank_names
-from mpcfl.parties.setup import Rank, T, attempt, make_rank
+from mpcfl.parties.setup import KeyFiles, Rank, T, attempt, make_rank
 from mpcfl.report.checkpoint import load_checkpoint, restore, save_checkpoint
 from mpcfl.report.run_folder import RunFolder, RunLock, fresh_run_path, open_run_folder
 from mpcfl.report.run_record import RunRecord, read_rounds
@@ -36,7 +36,7 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
         MpcflError: this rank can't go on.
     """
     job = _agree_on_job(options, transport)
-    rank = _agree_on_start(job, transport, options.debug)
+    rank = _agree_on_start(job, transport, options)
     folder, lock = _agree_on_folder(options, rank, transport)
     try:
         if options.resume is not None and _agree_on_checkpoint(rank, folder, transport, tell):
@@ -107,11 +107,16 @@ def _agree_on_job(options: Namespace, transport: MpiTransport) -> Job:
     return _present(job)
 
 
-def _agree_on_start(job: Job, transport: MpiTransport, debug: bool) -> Rank:
-    rank, error = attempt(lambda: make_rank(job, transport.rank), debug)
+def _agree_on_start(job: Job, transport: MpiTransport, options: Namespace) -> Rank:
+    def load() -> Rank:
+        files = KeyFiles(options.keys, options.passphrases)
+        return make_rank(job, transport.rank, files)
+
+    rank, error = attempt(load, options.debug)
     facts = {}
     if rank is not None:
         facts["plan"] = rank.public.plan.fingerprint()
+        facts["threshold key"] = rank.key
         facts["model"] = model_digest(rank.public.model).hex()
     check_in(transport, transport.names, facts, error)
     return _present(rank)

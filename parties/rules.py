@@ -20,16 +20,10 @@ def check_job(job: Job, insecure: bool) -> None:
     require_backend(backend)
     if private and backend in INSECURE_BACKENDS and not insecure:
         raise ConfigError(
-            f"backend {backend!r} lets others see a party's update; use ring, crypten or phe, set "
-            'privacy.unit = "none", or add --insecure for a comparison'
+            f"backend {backend!r} lets others see a party's update; use ring, crypten or paillier, "
+            'set privacy.unit = "none", or add --insecure for a comparison'
         )
-    check_custody(
-        backend,
-        job.aggregation.custody,
-        n_parties=job.parties.count,
-        colluding=job.parties.colluding,
-        private=private,
-    )
+    check_custody(job)
 
 
 def check_ranks(job: Job, n_ranks: int) -> None:

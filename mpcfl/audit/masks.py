@@ -12,7 +12,8 @@ sent, unpacked where words were packed:
 * no input in the clear, in whole or in part (`cleartext.py`);
 * session secrets and mask seeds never repeated, of 128 bits or more (`seeds.py`);
 * no coalition that leaves two honest parties holds a party's masks (`collusion.py`);
-* no owner of a Paillier key receives what decrypts to one party's input (`key_owner.py`).
+* no owner of a Paillier key receives what decrypts to one party's input (`key_owner.py`);
+* no coalition with too few shares of such a key decrypts anything (`key_shares.py`).
 
 `plain` and `crypten-stock` are there for comparison and fail, as they must. A check that does
 not apply to a backend is named in a note. Passing shows that these attacks fail; it proves
@@ -29,11 +30,19 @@ import numpy as np
 from mpcfl.audit.cleartext import check_cleartext, check_correlation, correlation_has_power
 from mpcfl.audit.collusion import check_coalitions, check_keys, crypten_stock_pads, has_pads
 from mpcfl.audit.key_owner import check_key_owners, decrypt_all_received
-from mpcfl.audit.observe import Observation, Subject, flat_levels, observe, uniform_levels
+from mpcfl.audit.key_shares import check_key_shares, take_share
+from mpcfl.audit.observe import (
+    Inspector,
+    Observation,
+    Subject,
+    flat_levels,
+    observe,
+    uniform_levels,
+)
 from mpcfl.audit.seeds import DEFAULT_SEEDS, check_generator_seed, check_key_lengths, check_seeds
 from mpcfl.audit.uniformity import check_repeats, check_reuse, check_uniform
 from mpcfl.audit.verdict import AuditReport, Finding
-from mpcfl.config import Custody
+from mpcfl.config import PAILLIER_BACKENDS, Custody
 from mpcfl.errors import ConfigError
 from mpcfl.net.codec import WordCodec
 from mpcfl.secagg.base import (
@@ -43,14 +52,14 @@ from mpcfl.secagg.base import (
     SumSettings,
     centre,
 )
-from mpcfl.secagg.custody import MIN_KEY_BITS, PAILLIER_BACKENDS
+from mpcfl.secagg.custody import MIN_KEY_BITS
 from mpcfl.secagg.registry import load_backend
 
 _STOCK = "crypten-stock"
-_PHE = "phe"
 _RING = "ring"
-# One Paillier ciphertext takes about 10 ms; statistics come from their many bytes.
-_DIM, _PAILLIER_DIM = 4096, 32
+# A ciphertext of phe takes about 10 ms; statistics come from their many bytes. Where values
+# share one, so many values fill some twenty of 2048 bits.
+_DIM, _PHE_DIM, _PACKED_DIM = 4096, 32, 1024
 _MIN_DIM = 16
 # 2^8 coalitions, each attacked in thousands of ways.
 _MAX_PARTIES = 8
@@ -62,11 +71,12 @@ class MaskProbe:
 
     Attributes:
         n_parties: parties that bring levels, 2 to 8; coalitions need 3.
-        dim: length of the vectors; None takes 4096, or 32 for Paillier backends.
+        dim: length of the vectors; None takes 4096, or 1024 for `paillier` and 32 for `phe`.
         rounds: sums per session with the same levels, at least 2.
         modulus_bits: b.
         key_bits: of a Paillier modulus, where there is one.
         custody: of a Paillier key, where there is one.
+        threshold: key shares that decrypt, with custody `threshold`; None means more than half.
         seeds: session secrets and mask seeds drawn; below 2^18 a 32-bit seed may stay unseen.
     """
 
@@ -77,6 +87,7 @@ class MaskProbe:
     key_bits: int = MIN_KEY_BITS
     custody: Custody = Custody.HOLDER
     seeds: int = DEFAULT_SEEDS
+    threshold: int | None = None
 
 
 def audit_masks(
@@ -98,25 +109,45 @@ def audit_masks(
         MpcflError: the backend itself fails.
     """
     probe = _checked(MaskProbe() if probe is None else probe)
-    dim = probe.dim
-    if dim is None:
-        dim = _PAILLIER_DIM if backend in PAILLIER_BACKENDS else _DIM
-    settings = SumSettings(
-        dim, probe.modulus_bits, probe.key_bits, probe.custody, run_id="audit-masks"
-    )
-    opener = load_backend(backend) if factory is None else factory
-    pads = crypten_stock_pads if backend == _STOCK else None
-    inspect = decrypt_all_received if backend == _PHE else None
-    codec = WordCodec(probe.modulus_bits) if backend == _RING else None
-    subject = Subject(backend, opener, settings, pads, inspect, codec)
-    levels = tuple(uniform_levels(dim, probe.modulus_bits) for _ in range(probe.n_parties))
-    sums = [levels] * probe.rounds + [flat_levels(dim, probe.n_parties)]
+    subject = _subject(backend, probe, factory)
+    settings = subject.settings
+    levels = [uniform_levels(settings.dim, probe.modulus_bits) for _ in range(probe.n_parties)]
+    sums = [tuple(levels)] * probe.rounds + [flat_levels(settings.dim, probe.n_parties)]
     ahead = replace(subject, settings=replace(settings, precompute=True))
     sessions = [observe(one, sums) for one in (subject, ahead)]
-    sessions_of_two = observe(subject, [flat_levels(dim, 2)])
-    findings, notes = _check_all(subject, probe, sessions, sessions_of_two)
-    run_with = asdict(probe) | {"backend": backend, "dim": dim, "custody": probe.custody.value}
+    # Two parties have a threshold of their own: both.
+    pair = replace(subject, settings=replace(settings, threshold=None))
+    findings, notes = _check_all(
+        subject, probe, sessions, observe(pair, [flat_levels(settings.dim, 2)])
+    )
+    run_with = asdict(probe) | {"backend": backend, "dim": settings.dim}
+    run_with["custody"] = probe.custody.value
     return AuditReport(f"the masks of backend {backend}", tuple(findings), run_with, tuple(notes))
+
+
+def _subject(backend: str, probe: MaskProbe, factory: BackendFactory | None) -> Subject:
+    dim = probe.dim
+    if dim is None:
+        dim = {"phe": _PHE_DIM, "paillier": _PACKED_DIM}.get(backend, _DIM)
+    settings = SumSettings(
+        *(dim, probe.modulus_bits, probe.key_bits, probe.custody),
+        run_id="audit-masks",
+        threshold=probe.threshold,
+    )
+    return Subject(
+        name=backend,
+        factory=load_backend(backend) if factory is None else factory,
+        settings=settings,
+        read_pads=crypten_stock_pads if backend == _STOCK else None,
+        inspect=_inspector(backend, probe.custody),
+        codec=WordCodec(probe.modulus_bits) if backend == _RING else None,
+    )
+
+
+def _inspector(backend: str, custody: Custody) -> Inspector | None:
+    if backend not in PAILLIER_BACKENDS:
+        return None
+    return take_share if custody is Custody.THRESHOLD else decrypt_all_received
 
 
 def _check_all(
@@ -165,7 +196,10 @@ def _check_keys(session: Observation, probe: MaskProbe) -> tuple[list[Finding], 
     findings, notes = [], []
     if session.keys:
         findings += [check_key_lengths(session), check_keys(session, 0)]
-    if session.inspected:
+    if session.inspected and probe.custody is Custody.THRESHOLD:
+        findings.append(check_key_shares(session))
+        notes.append("coalitions: rank 0, which deals the key shares, was taken to forget the rest")
+    elif session.inspected:
         findings.append(check_key_owners(session))
         notes.append("coalitions: the key's owner with a rank on a ciphertext's way was not tried")
     elif session.inner:

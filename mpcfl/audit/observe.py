@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from mpcfl.audit.decode import bit_string, string_bytes
 from mpcfl.audit.tap import DerivedKey, Message, Recorder, Stage, TappedTransport, watching
+from mpcfl.config import PAILLIER_BACKENDS
 from mpcfl.net.codec import WORDS_PER_GROUP, WordCodec
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.secagg.base import BackendFactory, IntVector, SecureSum, SumSettings
-from mpcfl.secagg.custody import PAILLIER_BACKENDS, assign_roles
+from mpcfl.secagg.custody import assign_roles
 
 Words = NDArray[np.uint64]
 # Reads from a session the pads that its next sum will use, without using them up.
@@ -77,7 +78,7 @@ class Observation:
         pieces: dict[tuple[int, tuple[int, ...]], dict[bytes, None]] = {}
         for message in self.inner if inner else self.wire:
             payload = message.payload
-            if message.number == number and payload and not any(payload in one for one in sums):
+            if message.number == number and payload and not self._is_of(payload, sums):
                 key = (message.sender, message.receivers)
                 pieces.setdefault(key, {})[payload] = None
         return {key: self._without_filling(b"".join(parts)) for key, parts in pieces.items()}
@@ -86,17 +87,36 @@ class Observation:
         """Return the opened sum in the forms in which backends open it.
 
         That is centred mod 2^b; as it is and with the public offset of each summand, both mod
-        2^64; and, where words are packed, mod 2^b.
+        2^64; mod 2^b; and, where the words of masked vectors are packed, as a string of bits.
         """
         settings = self.settings
         total: Words = np.stack(self.inputs[number]).view(np.uint64).sum(axis=0)
         offset = self.n_parties * (1 << (settings.modulus_bits - 1)) % (1 << 64)
-        forms = [self.totals[number].astype("<i8"), total, total + np.uint64(offset)]
+        residues = WordCodec(settings.modulus_bits)
+        words = total.astype(residues.dtype)
+        residues.reduce(words, words)
+        forms = [self.totals[number].astype("<i8"), total, total + np.uint64(offset), words]
         whole = [form.tobytes() for form in forms]
         if self.codec is not None:
             filling = bytes(WORDS_PER_GROUP * self.codec.bits // 8)
             whole.append(bit_string(total.astype(self.codec.dtype), self.codec.bits) + filling)
         return tuple(whole)
+
+    def _is_of(self, payload: bytes, sums: Sequence[bytes]) -> bool:
+        """Tell whether a message is a piece of the sum, as it is or packed in planes."""
+        if any(payload in one for one in sums):
+            return True
+        codec = WordCodec(self.settings.modulus_bits)
+        n_groups, rest = divmod(len(payload), codec.bits)
+        if codec.is_identity or rest:
+            return False
+        words = np.empty(n_groups * WORDS_PER_GROUP, dtype=codec.dtype)
+        codec.unpack(np.frombuffer(payload, dtype=np.uint8), words)
+        # Up to seven words are there to fill up the last group.
+        ends = range(len(words) - WORDS_PER_GROUP + 1, len(words) + 1)
+        return any(
+            words[:end].tobytes() in one and not words[end:].any() for end in ends for one in sums
+        )
 
     def _without_filling(self, stream: bytes) -> bytes:
         """Cut off the zeros that filled up the last group of packed words."""

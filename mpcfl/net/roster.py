@@ -20,6 +20,7 @@ _REMEDIES = {
     "job": "give every party the same job file and the same --set options",
     "plan": "install the same versions of mpcfl and dp-accounting everywhere",
     "model": "use the same task code and the same version of torch everywhere",
+    "threshold key": "give every party its key share of the same ceremony",
     "checkpoint": "give every party the same copy of the run's folder",
 }
 

@@ -39,7 +39,10 @@ class SumSettings:
         run_id: 16 random bytes in hex, bound into every derived key.
         neighbors: k, the ranks that each rank shares masks with, where the backend has masks;
             None means all others. Checked against the plan by `neighbors.resolve_neighbors`.
-        precompute: make masks for the next sum in the background, where the backend has masks.
+        precompute: make masks or randomizers for the next sum in the background, where the
+            backend has any.
+        threshold: t, the key shares that decrypt under custody `threshold`; None means more than
+            half of them.
     """
 
     dim: int
@@ -49,6 +52,7 @@ class SumSettings:
     run_id: str = ""
     neighbors: int | None = None
     precompute: bool = False
+    threshold: int | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -6,21 +6,22 @@ of one party. It breaks if the holder colludes with a rank of the chain.
 
 `clients`: every data party owns the key; the last rank is an aggregator without key and
 without data. It breaks if the aggregator colludes with any data party.
+
+`threshold`: every rank brings data and has one share of the key; t of them decrypt. It breaks
+if t ranks collude, or if who dealt the shares kept the key.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpcfl.config import Custody
+from mpcfl.config import PAILLIER_BACKENDS, Custody, Job, Unit
 from mpcfl.errors import ConfigError
 
 # Below 2048 bits a modulus is factored too cheaply (NIST SP 800-57 part 1, table 2).
 MIN_KEY_BITS = 2048
 MAX_KEY_BITS = 8192
 DEFAULT_KEY_BITS = 3072
-# The backends for whose keys custody has a meaning.
-PAILLIER_BACKENDS = frozenset({"phe", "paillier"})
 KEY_MAKER = 0
 
 
@@ -31,12 +32,14 @@ class Roles:
     Attributes:
         data_ranks: ranks that bring a vector.
         key_ranks: ranks that own the whole private key; all of them bring data.
-        aggregator: rank that multiplies without key and data; None under `holder`.
+        aggregator: rank that multiplies without key and data; None but under `clients`.
+        shared_key: every data rank has a share of the private key, and nobody the whole.
     """
 
     data_ranks: tuple[int, ...]
     key_ranks: tuple[int, ...]
     aggregator: int | None
+    shared_key: bool = False
 
 
 def assign_roles(custody: Custody, n_ranks: int) -> Roles:
@@ -47,6 +50,8 @@ def assign_roles(custody: Custody, n_ranks: int) -> Roles:
     """
     if custody is Custody.HOLDER:
         return Roles(tuple(range(n_ranks)), (KEY_MAKER,), None)
+    if custody is Custody.THRESHOLD:
+        return Roles(tuple(range(n_ranks)), (), None, shared_key=True)
     if n_ranks < 2:
         raise ConfigError(
             'custody = "clients" needs an aggregator rank beside the data parties; start one '
@@ -54,6 +59,22 @@ def assign_roles(custody: Custody, n_ranks: int) -> Roles:
         )
     data_ranks = tuple(range(n_ranks - 1))
     return Roles(data_ranks, data_ranks, n_ranks - 1)
+
+
+def resolve_threshold(threshold: int | None, n_ranks: int) -> int:
+    """Return t, the key shares that decrypt: as asked for, or by default more than half.
+
+    Raises:
+        ConfigError: it is not in 1 to ``n_ranks``.
+    """
+    if threshold is None:
+        return n_ranks // 2 + 1
+    if not 2 <= threshold <= n_ranks:
+        raise ConfigError(
+            f"threshold = {threshold} is no number of {n_ranks} key shares; leave it out for "
+            f"{n_ranks // 2 + 1}, more than half"
+        )
+    return threshold
 
 
 def check_key_bits(key_bits: int) -> None:
@@ -69,23 +90,40 @@ def check_key_bits(key_bits: int) -> None:
         )
 
 
-def check_custody(
-    job_backend: str, custody: Custody, n_parties: int, colluding: int, private: bool
-) -> None:
+def check_custody(job: Job) -> None:
     """Refuse a custody that the planned coalition would break.
 
-    Args:
-        job_backend: name of the backend; others than Paillier's have no custody.
-        custody: as in the job.
-        n_parties: number of data parties.
-        colluding: data parties that the plan assumes to work together.
-        private: True if the run promises privacy (privacy.unit is not "none").
+    Backends other than Paillier's have no custody.
 
     Raises:
         ConfigError: names the reason and the remedy.
     """
-    if job_backend not in PAILLIER_BACKENDS or custody is not Custody.HOLDER:
+    custody, colluding = job.aggregation.custody, job.parties.colluding
+    if job.aggregation.backend not in PAILLIER_BACKENDS:
         return
+    if custody is Custody.HOLDER:
+        _check_holder(job.parties.count, colluding, private=job.privacy.unit is not Unit.NONE)
+    if custody is Custody.THRESHOLD:
+        _check_threshold(job)
+
+
+def _check_threshold(job: Job) -> None:
+    parties = job.parties
+    threshold = resolve_threshold(job.aggregation.threshold, parties.count)
+    live = parties.count - parties.max_dropout
+    if parties.colluding >= threshold:
+        raise ConfigError(
+            f"aggregation.threshold = {threshold} key shares decrypt, and parties.colluding = "
+            f"{parties.colluding} would have as many; set a threshold above it"
+        )
+    if threshold > live:
+        raise ConfigError(
+            f"aggregation.threshold = {threshold} is more than the {live} parties that are left "
+            "when parties.max_dropout are missing; set a lower one"
+        )
+
+
+def _check_holder(n_parties: int, colluding: int, *, private: bool) -> None:
     if colluding > 1:
         raise ConfigError(
             f'aggregation.custody = "holder" can\'t stand colluding = {colluding}: the key holder '

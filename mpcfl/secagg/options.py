@@ -6,19 +6,30 @@ masks. All of it is public. Nothing is sent before every rank has found its own 
 
 from __future__ import annotations
 
+import itertools
 import operator
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mpcfl.config import MASKED_BACKENDS, Custody, read_neighbors
 from mpcfl.errors import ConfigError, TranscriptMismatch
 from mpcfl.hazmat.bits import TAG_VERSION
-from mpcfl.secagg.base import MAX_MODULUS_BITS, MIN_MODULUS_BITS, BackendFactory, SumSettings
-from mpcfl.secagg.custody import DEFAULT_KEY_BITS, check_key_bits
+from mpcfl.net.transport import Transport
+from mpcfl.secagg.base import (
+    MAX_MODULUS_BITS,
+    MIN_MODULUS_BITS,
+    BackendFactory,
+    SecureSum,
+    SumSettings,
+)
+from mpcfl.secagg.custody import DEFAULT_KEY_BITS, check_key_bits, resolve_threshold
 from mpcfl.secagg.neighbors import NeighborChoice, resolve_neighbors
 from mpcfl.secagg.registry import load_backend
+
+if TYPE_CHECKING:
+    from mpcfl.secagg.key_holding import HeldShare
 
 # Seconds; as in [aggregation]. It also bounds opening, before the ranks heard of another one.
 DEFAULT_DEADLINE_S = 120.0
@@ -26,7 +37,10 @@ DEFAULT_DEADLINE_S = 120.0
 _NOT_AVAILABLE = ("checked",)
 # What a sparse graph has to withstand, as in [parties].
 _THREATS = ("colluding", "max_dropout")
-_OPTIONS = ("custody", "deadline_s", "key_bits", "neighbors", "precompute", *_THREATS)
+_OPTIONS = (
+    "custody", "deadline_s", "key_bits", "key_share", "neighbors", "precompute", "threshold",
+    *_THREATS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +51,15 @@ class Proposal:
     settings: SumSettings
     factory: BackendFactory
     deadline_s: float
+    held: HeldShare | None = None
+
+    def open(self, transport: Transport, settings: SumSettings) -> SecureSum:
+        """Open the backend's session with what all ranks agreed on."""
+        if self.held is None:
+            return self.factory(transport, settings)
+        with_share: Any = self.factory
+        session: SecureSum = with_share(transport, settings, held=self.held)
+        return session
 
     def describe(self) -> bytes:
         """Return what has to be equal at all ranks as text, one ``key=value`` per line.
@@ -49,6 +72,9 @@ class Proposal:
             "dim": settings.dim,
             "modulus_bits": settings.modulus_bits,
             "key_bits": settings.key_bits,
+            "custody": settings.custody.value,
+            "threshold": "default" if settings.threshold is None else settings.threshold,
+            "key_share": "dealt" if self.held is None else "from a file",
             "neighbors": "all" if settings.neighbors is None else settings.neighbors,
             "version": TAG_VERSION,
         }
@@ -72,21 +98,19 @@ def propose(
     if not MIN_MODULUS_BITS <= modulus_bits <= MAX_MODULUS_BITS:
         raise ConfigError(f"modulus_bits = {modulus_bits} is not in 8 to 64; 32 is the default")
     _check_names(options)
-    if options.get("custody", Custody.HOLDER) != Custody.HOLDER:
-        raise ConfigError(
-            'here every rank brings data, so custody can only be "holder"; `mpcfl run` has the '
-            "others"
-        )
+    custody, held = _read_custody(backend, options)
     key_bits = operator.index(options.get("key_bits", DEFAULT_KEY_BITS))
     check_key_bits(key_bits)
     settings = SumSettings(
         dim=dim,
         modulus_bits=modulus_bits,
         key_bits=key_bits,
+        custody=custody,
+        threshold=_read_threshold(custody, n_ranks, options),
         neighbors=_read_neighbors(backend, n_ranks, options),
         precompute=_read_precompute(options),
     )
-    return Proposal(backend, settings, load_backend(backend), _read_deadline(options))
+    return Proposal(backend, settings, load_backend(backend), _read_deadline(options), held)
 
 
 def compare(descriptions: Sequence[bytes]) -> None:
@@ -95,13 +119,15 @@ def compare(descriptions: Sequence[bytes]) -> None:
     Raises:
         TranscriptMismatch: a rank has others than rank 0; the first difference is named.
     """
-    first = descriptions[0].decode(errors="replace").splitlines()
     for rank, description in enumerate(descriptions):
-        other = description.decode(errors="replace").splitlines()
-        if other != first:
-            ours, theirs = next((a, b) for a, b in zip(first, other, strict=False) if a != b)
+        # Bytes are compared, not what some decoding or splitting makes of them.
+        if description != descriptions[0]:
+            first, other = (text.split(b"\n") for text in (descriptions[0], description))
+            pairs = itertools.zip_longest(first, other, fillvalue=b"nothing more")
+            ours, theirs = next((a, b) for a, b in pairs if a != b)
             raise TranscriptMismatch(
-                f"rank {rank} wants {theirs}, rank 0 wants {ours}; give all ranks the same settings"
+                f"rank {rank} wants {theirs.decode(errors='replace')}, rank 0 wants "
+                f"{ours.decode(errors='replace')}; give all ranks the same settings"
             )
 
 
@@ -158,6 +184,36 @@ def _resolve(choice: NeighborChoice, n_ranks: int, options: Mapping[str, Any]) -
             "ranks; at least 1 colludes, 0 or more are missing, and somebody else is left"
         )
     return resolve_neighbors(choice, n_ranks, colluding, max_dropout)
+
+
+def _read_custody(backend: str, options: Mapping[str, Any]) -> tuple[Custody, HeldShare | None]:
+    custody, held = options.get("custody", Custody.HOLDER), options.get("key_share")
+    if custody not in (Custody.HOLDER, Custody.THRESHOLD):
+        raise ConfigError(
+            f'custody = {custody!r}: here every rank brings data, so it can only be "holder" or, '
+            'with backend "paillier", "threshold"; `mpcfl run` also has "clients"'
+        )
+    if custody == Custody.THRESHOLD and backend != "paillier":
+        raise ConfigError(f'custody = "threshold" needs backend "paillier", not "{backend}"')
+    if held is not None and custody != Custody.THRESHOLD:
+        raise ConfigError('key_share needs custody = "threshold"; leave it out')
+    # Whoever holds a share has loaded its module, and with it gmpy2; nobody else should have to.
+    holding = sys.modules.get("mpcfl.secagg.key_holding")
+    if held is not None and (holding is None or not isinstance(held, holding.HeldShare)):
+        raise TypeError("key_share is what mpcfl.load_key_share(path, passphrase) returns")
+    return Custody(custody), held
+
+
+def _read_threshold(custody: Custody, n_ranks: int, options: Mapping[str, Any]) -> int | None:
+    threshold = options.get("threshold")
+    if threshold is None:
+        return None
+    if custody is not Custody.THRESHOLD:
+        raise ConfigError('threshold needs custody = "threshold"; leave it out')
+    if "key_share" in options:
+        # The key says how many of its shares decrypt, and there may be more than ranks.
+        return operator.index(threshold)
+    return resolve_threshold(operator.index(threshold), n_ranks)
 
 
 def _read_precompute(options: Mapping[str, Any]) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcfl.errors import ProtocolError
-from mpcfl.secagg.base import IntVector
+from mpcfl.net.codec import WordCodec
+from mpcfl.secagg.base import IntVector, centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,25 @@ def raw_decode_primes(message: bytes, key_bits: int) -> tuple[int, int]:
     return int.from_bytes(message[:width], "big"), int.from_bytes(message[width:], "big")
 
 
-def encode_opened(values: IntVector) -> bytes:
-    """Return opened sums, 8 bytes each, little-endian two's complement."""
-    return values.astype("<i8").tobytes()
+def encode_opened(values: IntVector, modulus_bits: int) -> bytes:
+    """Return opened sums, centred mod 2^b, packed to b bits each."""
+    codec = WordCodec(modulus_bits)
+    words = np.ascontiguousarray(values).astype(codec.dtype)
+    codec.reduce(words, words)
+    return codec.pack(words).tobytes()
 
 
-def decode_opened(message: bytes, count: int) -> IntVector:
-    """Return ``count`` opened sums, shape (count,), int64.
+def decode_opened(message: bytes, count: int, modulus_bits: int) -> IntVector:
+    """Return ``count`` opened sums, centred mod 2^b, shape (count,), int64.
 
     Raises:
         ProtocolError: the length is not exact.
     """
-    if len(message) != 8 * count:
-        raise ProtocolError(f"{len(message)} bytes of sum came, {8 * count} were expected")
-    return np.frombuffer(message, dtype="<i8").astype(np.int64)
+    codec = WordCodec(modulus_bits)
+    if len(message) != codec.packed_bytes(count):
+        raise ProtocolError(
+            f"{len(message)} bytes of sum came, {codec.packed_bytes(count)} were expected"
+        )
+    words = np.empty(count, dtype=codec.dtype)
+    codec.unpack(np.frombuffer(message, dtype=np.uint8), words)
+    return centre(words.astype(np.int64), modulus_bits)

@@ -18,6 +18,7 @@ INSECURE_BACKENDS = frozenset({"plain", "crypten-stock"})
 _REMEDIES = {
     "crypten": 'pip install "mpcfl[crypten]" && pip install --no-deps crypten==0.4.1',
     "crypten-stock": 'pip install "mpcfl[crypten]" && pip install --no-deps crypten==0.4.1',
+    "paillier": 'pip install "mpcfl[paillier]"',
     "phe": 'pip install "mpcfl[phe]"',
 }
 

@@ -99,8 +99,7 @@ class SecureSumSession:
         """Wall-clock seconds by stage (protect, agree, aggregate, open), cumulative.
 
         Waiting for other ranks is in the last three: in ``agree``, until all ranks have found
-        their vectors to be in order. (``phe`` also waits in the first, where it encrypts in
-        step.) What was made in the background is not counted.
+        their vectors to be in order. What was made in the background is not counted.
         """
         return dict(self._clock.seconds)
 
@@ -267,13 +266,15 @@ def open_secure_sum(
         backend: a registered name, see `mpcfl.secagg.registry.backend_names`.
         dim: length of every vector.
         modulus_bits: b, 8 to 64; sums are centred mod 2^b.
-        options: keys of ``[aggregation]``: key_bits, custody ("holder" only: here every rank
-            brings data), deadline_s (longest wait for the other ranks; 120 s until all agreed
-            on the settings), precompute (False; True makes the next sum's masks in the
-            background, one vector more, and need not be equal at all ranks), neighbors ("all";
-            "auto" or an even k shares masks with fewer ranks, for ring and crypten). Only with
-            the latter: colluding, the number of ranks that may pool what they know, and
-            max_dropout (0).
+        options: keys of ``[aggregation]``: key_bits, custody ("holder", or "threshold" with
+            ``paillier``: here every rank brings data), threshold (t; by default more than half
+            of the ranks), key_share (this rank's own, see `mpcfl.load_key_share`; without it
+            rank 0 deals shares for this session), deadline_s (longest wait for the other ranks;
+            120 s until all agreed on the settings), precompute (False; True makes the next sum's
+            masks or randomizers in the background, one vector more at most, and need not be
+            equal at all ranks), neighbors ("all"; "auto" or an even k shares masks with fewer
+            ranks, for ring and crypten). Only with the latter: colluding, the number of ranks
+            that may pool what they know, and max_dropout (0).
 
     Raises:
         TypeError: ``comm`` is neither; only this rank can know, so the others wait in vain.
@@ -298,7 +299,7 @@ def _open(comm: MPI.Intracomm | Transport, check: Callable[[int], Proposal]) -> 
         owned.deadline_s = proposal.deadline_s
     compare(transport.allgather(proposal.describe()))
     agreed = replace(proposal.settings, run_id=agree_run_id(transport))
-    secure = proposal.factory(transport, agreed)
+    secure = proposal.open(transport, agreed)
     masked = proposal.backend in MASKED_BACKENDS
     return SecureSumSession(secure, _Opening(transport, owned, before, agreed, masked))
 

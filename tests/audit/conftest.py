@@ -15,6 +15,7 @@ from mpcfl.secagg import custody
 from mpcfl.secagg.base import FIRST_SUM
 from mpcfl.secagg.crypten_sum import CryptenSum
 from mpcfl.secagg.masks import PairMasks
+from mpcfl.secagg.paillier_sum import open_paillier_sum
 from mpcfl.secagg.phe_sum import open_phe_sum
 from mpcfl.secagg.ring_sum import RingSum
 
@@ -215,7 +216,19 @@ def open_with_hashed_32_bit_seeds(transport, settings):
 def open_phe_with_one_randomizer(transport, settings):
     session = open_phe_sum(transport, settings)
     key = session._link.ops._public_key
-    session._link.ops.encrypt = lambda values: [key.raw_encrypt(v, 12345) for v in values.tolist()]
+    offset = 1 << (settings.modulus_bits - 1)
+    session._link.ops.encrypt = lambda levels: [
+        key.raw_encrypt(level + offset, 12345) for level in levels.tolist()
+    ]
+    return session
+
+
+def open_paillier_with_one_randomizer(transport, settings):
+    session = open_paillier_sum(transport, settings)
+    pool = session._link.ops._pool
+    if pool is not None:
+        first = pool.take(1)
+        pool.take = lambda count: first * count
     return session
 
 
@@ -224,18 +237,29 @@ def small_keys(monkeypatch):
     monkeypatch.setattr(custody, "MIN_KEY_BITS", 512)
 
 
-def open_phe_with_a_detour(transport, settings):
-    """Rank 1 also sends its ciphertexts straight to rank 0, which owns the key."""
-    session = open_phe_sum(transport, settings)
-    link, aggregate = session._link, session.aggregate
+def detour(open_sum):
+    """Return a factory where rank 1 also sends its ciphertexts straight to rank 0, a key owner."""
 
-    def detour(protected):
-        for chunk, own in zip(session._chunks, protected.ciphertexts, strict=True):
-            if transport.rank == 1:
-                link.send_ciphertexts(0, own)
-            if transport.rank == 0:
-                link.receive_ciphertexts(1, chunk)
-        return aggregate(protected)
+    def factory(transport, settings):
+        session = open_sum(transport, settings)
+        link, aggregate = session._link, session.aggregate
 
-    session.aggregate = detour
-    return session
+        def with_detour(protected):
+            for chunk in link.chunks:
+                if transport.rank == 1:
+                    link.send_ciphertexts(0, link.ops.encrypt(protected[chunk]))
+                if transport.rank == 0:
+                    link.receive_ciphertexts(1, chunk)
+            return aggregate(protected)
+
+        session.aggregate = with_detour
+        return session
+
+    return factory
+
+
+DETOURS = {"phe": detour(open_phe_sum), "paillier": detour(open_paillier_sum)}
+ONE_RANDOMIZER = {
+    "phe": open_phe_with_one_randomizer,
+    "paillier": open_paillier_with_one_randomizer,
+}

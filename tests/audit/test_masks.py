@@ -13,10 +13,13 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import gmpy2
 import numpy as np
 import pytest
 
+from mpcfl.audit.key_owner import is_read, slot_words
 from mpcfl.audit.masks import MaskProbe, audit_masks
 from mpcfl.audit.observe import Subject, observe
 from mpcfl.audit.seeds import check_seeds
@@ -25,8 +28,10 @@ from mpcfl.audit.verdict import AuditReport, Finding
 from mpcfl.config import Custody
 from mpcfl.errors import BackendUnavailable, ConfigError
 from mpcfl.hazmat.bits import SystemBits
+from mpcfl.hazmat.packing import SlotLayout, pack
+from mpcfl.hazmat.primes import draw_below
 from mpcfl.net.channel import PairSecrets, SealedTransport
-from mpcfl.secagg.base import SumSettings
+from mpcfl.secagg.base import SumSettings, to_offset_binary
 from mpcfl.secagg.crypten_sum import open_crypten_sum
 from mpcfl.secagg.masks import MaskPreparation
 from mpcfl.secagg.plain_sum import open_plain_sum
@@ -58,6 +63,11 @@ NEEDS_THREE = {"no-coalition-strips-a-mask"}
 
 def failed(report):
     return {finding.check for finding in report.findings if not finding.passed}
+
+
+def one_or_another_number(bits, bound):
+    """Draw a base as ever, and all coefficients of the dealer's polynomial as zero."""
+    return draw_below(bits, bound) if gmpy2.is_square(bound) else 0
 
 
 def audit_faulty(subject, factory, probe=FEW_SEEDS):
@@ -116,25 +126,85 @@ def test_crypten_stock_fails_by_its_neighbors_and_its_generator(n_parties):
     assert attack.figures["won"] == (4 if n_parties == 4 else 0)
 
 
-PHE = MaskProbe(n_parties=3, dim=16, key_bits=512, seeds=256)
+KEYED = MaskProbe(n_parties=3, dim=16, key_bits=512, seeds=256)
+OWNED = (Custody.HOLDER, Custody.CLIENTS)
 
 
-@pytest.mark.parametrize("custody", Custody)
-def test_phe_shows_no_fault(small_keys, custody):
-    report = audit_masks("phe", replace(PHE, custody=custody))
+@pytest.mark.parametrize("custody", OWNED)
+@pytest.mark.parametrize("backend", ["phe", "paillier"])
+def test_owners_of_a_key_show_no_fault(small_keys, backend, custody):
+    report = audit_masks(backend, replace(KEYED, custody=custody))
     assert report.passed, report.lines()
     checks = {finding.check for finding in report.findings}
     assert {"ciphertext-repeats", "key-owner-reads-sums-only"} <= checks
 
 
-def test_a_randomizer_used_for_all_ciphertexts_is_found(small_keys):
-    report = audit_masks("phe", PHE, factory=faults.open_phe_with_one_randomizer)
+@pytest.mark.parametrize("custody", Custody)
+def test_packed_values_in_several_chunks_show_no_fault(small_keys, monkeypatch, custody):
+    """Twenty bits: sums are packed where they are told, and slots are no whole bytes."""
+    monkeypatch.setattr("mpcfl.secagg.paillier_ops.chunk_ciphertexts", lambda key_bits: 4)
+    probe = MaskProbe(n_parties=4, dim=150, modulus_bits=20, key_bits=512, seeds=2, custody=custody)
+    report = audit_masks("paillier", probe)
+    assert report.passed, report.lines()
+
+
+@pytest.mark.parametrize(("n_parties", "threshold"), [(3, None), (4, 2), (2, None)])
+def test_too_few_key_shares_show_no_fault(small_keys, n_parties, threshold):
+    probe = replace(
+        KEYED, n_parties=n_parties, custody=Custody.THRESHOLD, threshold=threshold, seeds=2
+    )
+    report = audit_masks("paillier", probe)
+    assert report.passed, report.lines()
+    finding = next(f for f in report.findings if f.check == "too-few-key-shares-open-nothing")
+    # By default two of three decrypt, and both of two: single shares are tried.
+    assert finding.figures == {"tried": n_parties, "opened": 0, "control_won": 1}
+    assert "key-owner-reads-sums-only" not in {f.check for f in report.findings}
+
+
+def test_key_shares_that_are_the_whole_key_are_found(small_keys, monkeypatch):
+    """The dealer's polynomial is a constant, the key itself."""
+    monkeypatch.setattr("mpcfl.hazmat.threshold_key.draw_below", one_or_another_number)
+    probe = replace(KEYED, custody=Custody.THRESHOLD, seeds=2)
+    report = audit_masks("paillier", probe)
+    # A partial decryption by the whole key is a plain power of 1 + n: equal for equal sums.
+    assert failed(report) == {"too-few-key-shares-open-nothing", "ciphertext-repeats"}
+    finding = next(f for f in report.findings if f.check == "too-few-key-shares-open-nothing")
+    assert finding.figures == {"tried": 3, "opened": 3, "control_won": 1}
+
+
+def test_pieces_of_an_input_count_from_64_bits_on():
+    levels = np.arange(100, 120, dtype=np.int64)
+    words = to_offset_binary(levels, 8)
+    assert is_read([words[3:7], words[12:16]], levels, 8)
+    assert not is_read([words[3:7], words[12:15]], levels, 8)
+    assert not is_read([words[:16]], levels - 50, 8)
+    # What is left of a plaintext of zeros is in every vector, and no piece of it.
+    assert not is_read([words[:0]] * 9, levels, 8)
+
+
+def test_slots_are_read_from_the_lowest_up_also_where_they_are_wider_than_a_word():
+    layout = SlotLayout(modulus_bits=64, n_inputs=4, plaintext_bits=511)
+    levels = np.arange(-3, 9, dtype=np.int64)
+    ops = SimpleNamespace(layout=layout)
+    assert slot_words(ops, pack(levels, layout)).tolist() == to_offset_binary(levels, 64).tolist()
+    assert slot_words(SimpleNamespace(), [5, 1 << 65, 0]).tolist() == [5]
+
+
+@pytest.mark.parametrize("backend", ["phe", "paillier"])
+def test_a_randomizer_used_for_all_ciphertexts_is_found(small_keys, backend):
+    report = audit_masks(backend, KEYED, factory=faults.ONE_RANDOMIZER[backend])
     assert failed(report) == {"ciphertext-repeats"}
 
 
-def test_a_single_ciphertext_that_reaches_the_key_owner_is_found(small_keys):
-    report = audit_masks("phe", PHE, factory=faults.open_phe_with_a_detour)
+@pytest.mark.parametrize("custody", OWNED)
+@pytest.mark.parametrize("backend", ["phe", "paillier"])
+def test_a_single_ciphertext_that_reaches_a_key_owner_is_found(small_keys, backend, custody):
+    probe = replace(KEYED, custody=custody, seeds=2)
+    report = audit_masks(backend, probe, factory=faults.DETOURS[backend])
     assert "key-owner-reads-sums-only" in failed(report)
+    finding = next(f for f in report.findings if f.check == "key-owner-reads-sums-only")
+    # Rank 1's, in each sum of the first session.
+    assert finding.figures["inputs_read"] == KEYED.rounds + 1
 
 
 NOT_UNIFORM = (

@@ -44,6 +44,12 @@ CASES = {
     "crypten-stock": Case("crypten-stock"),
     "phe-holder": Case("phe"),
     "phe-clients": Case("phe", Custody.CLIENTS),
+    "paillier-holder": Case("paillier"),
+    "paillier-holder-ahead": Case("paillier", precompute=True),
+    "paillier-clients": Case("paillier", Custody.CLIENTS),
+    "paillier-clients-ahead": Case("paillier", Custody.CLIENTS, precompute=True),
+    "paillier-threshold": Case("paillier", Custody.THRESHOLD),
+    "paillier-threshold-ahead": Case("paillier", Custody.THRESHOLD, precompute=True),
 }
 # Those whose sums are told apart by a number that goes into keys.
 MASKED = [case for case in CASES.values() if case.backend in ("ring", "crypten")]
@@ -147,7 +153,8 @@ def test_tiny_vectors_work(case, dim):
 
 
 def test_vector_longer_than_a_chunk_works(case, monkeypatch):
-    monkeypatch.setattr("mpcfl.secagg.phe_routes.CHUNK_VALUES", 4)
+    monkeypatch.setattr("mpcfl.secagg.phe_sum.CHUNK_VALUES", 4)
+    monkeypatch.setattr("mpcfl.secagg.paillier_ops.chunk_ciphertexts", lambda key_bits: 1)
     monkeypatch.setattr("mpcfl.net.reduction._CHUNK_BYTES", 64)
     monkeypatch.setattr("mpcfl.net.reduction._LEAST_SLICE_WORDS", 1)
     monkeypatch.setattr("mpcfl.secagg.masks._PIECE_BYTES", 24)
@@ -223,7 +230,7 @@ def test_any_vectors_sum_exactly(case, data):
     assert_law(case, [vectors], bits)
 
 
-@pytest.mark.parametrize("name", ["ring", "crypten", "crypten-stock", "phe"])
+@pytest.mark.parametrize("name", ["ring", "crypten", "crypten-stock", "phe", "paillier"])
 def test_closed_session_refuses_the_next_sum(name):
     chosen = SumSettings(2, 32, key_bits=512, run_id=RUN_ID)
 

@@ -23,7 +23,7 @@ from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome
 from mpcfl.parties.events import Ended, Failed, RoundDone, Started, Stopped
 
-COMMANDS = ("run", "plan", "doctor", "bench", "ledger", "audit")
+COMMANDS = ("run", "plan", "doctor", "keygen", "bench", "ledger", "audit")
 
 
 def invoke(*arguments: object):
@@ -156,7 +156,7 @@ def test_a_failed_cell_is_shown_and_fails_the_bench(monkeypatch, tmp_path: Path)
     assert (tmp_path / "R" / "report.html").exists()
     assert all(record.failure for record in load_records(tmp_path / "R"))
     rows = json.loads((tmp_path / "R" / "summary.json").read_text())
-    assert len(rows) == 10
+    assert len(rows) == 12
 
 
 def test_an_unknown_grid_is_named(tmp_path: Path) -> None:

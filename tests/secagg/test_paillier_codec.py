@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from mpcfl.errors import ProtocolError
-from mpcfl.secagg import phe_codec
-from mpcfl.secagg.phe_codec import CiphertextCodec
+from mpcfl.secagg import paillier_codec
+from mpcfl.secagg.paillier_codec import CiphertextCodec
 
 # The codec looks at sizes only: any odd number of 512 bits is a modulus to it.
 MODULUS = (1 << 512) - 569
@@ -33,18 +33,31 @@ def test_integer_that_is_no_ciphertext_is_refused(bad):
 
 
 def test_public_key_round_trips():
-    assert phe_codec.decode_public_key(phe_codec.encode_public_key(MODULUS, 512), 512) == MODULUS
+    assert (
+        paillier_codec.decode_public_key(paillier_codec.encode_public_key(MODULUS, 512), 512)
+        == MODULUS
+    )
 
 
 @pytest.mark.parametrize("bad", [MODULUS - 1, MODULUS >> 1, 3])
 def test_public_key_of_wrong_size_or_parity_is_refused(bad):
     with pytest.raises(ProtocolError, match="public key"):
-        phe_codec.decode_public_key(bad.to_bytes(64, "big"), 512)
+        paillier_codec.decode_public_key(bad.to_bytes(64, "big"), 512)
 
 
 def test_opened_sums_round_trip_and_need_the_exact_length():
     values = np.array([-(2**63), -1, 0, 2**63 - 1], dtype=np.int64)
-    message = phe_codec.encode_opened(values)
-    assert np.array_equal(phe_codec.decode_opened(message, 4), values)
-    with pytest.raises(ProtocolError, match="bytes of sum"):
-        phe_codec.decode_opened(message, 5)
+    message = paillier_codec.encode_opened(values, 64)
+    assert np.array_equal(paillier_codec.decode_opened(message, 4, 64), values)
+    for count, bits in ((5, 64), (4, 63), (3, 64)):
+        with pytest.raises(ProtocolError, match="bytes of sum"):
+            paillier_codec.decode_opened(message, count, bits)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 20, 31, 32, 33, 63, 64])
+def test_opened_sums_travel_at_b_bits_each(bits):
+    half = 1 << (bits - 1)
+    values = np.array([-half, half - 1, 0, -1, 1] * 8, dtype=np.int64)
+    message = paillier_codec.encode_opened(values, bits)
+    assert len(message) == len(values) * bits // 8
+    assert np.array_equal(paillier_codec.decode_opened(message, len(values), bits), values)

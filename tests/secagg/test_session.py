@@ -19,6 +19,7 @@ from mpcfl.errors import (
 )
 from mpcfl.net.memory import run_parties
 from mpcfl.secagg.base import SumId
+from mpcfl.secagg.options import compare
 from mpcfl.secagg.registry import backend_names
 
 
@@ -428,3 +429,12 @@ def test_dim_zero_works():
         return mpcfl.secure_sum(np.zeros(0, np.int32), comm=transport, backend="crypten")
 
     assert [(total.size, total.dtype) for total in run_parties(2, party)] == [(0, np.int32)] * 2
+
+
+@pytest.mark.parametrize(
+    "other", [b"a=1\x0bb=2", b"a=1\nb=2\n", b"a=1\nb=2\nc=3", b"a=1", b"\xff=1\nb=2"]
+)
+def test_settings_that_differ_in_one_byte_are_never_taken_for_equal(other: bytes) -> None:
+    compare([b"a=1\nb=2"] * 3)
+    with pytest.raises(TranscriptMismatch, match="rank 1 wants"):
+        compare([b"a=1\nb=2", other])

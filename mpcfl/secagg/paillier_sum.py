@@ -1,0 +1,115 @@
+"""The `paillier` backend: packed, short-exponent, table-driven Paillier.
+
+Many values share a ciphertext (`hazmat/packing.py`), randomizers are short powers of one
+generator, from a table (`hazmat/randomizers.py`; Damgard, Jurik, Nielsen 2010, section 4.2),
+and whoever owns the key decrypts by the Chinese remainder theorem. Carries: values go into
+their slots as v + 2^(b-1) and are added as plain integers that a slot always holds, so what is
+decrypted is the true sum plus a public constant, whatever the signs.
+
+Who learns an input: by custody. `holder` and `clients`: whoever owns the private key and sees
+a single ciphertext; nobody does both, unless ranks collude as `custody.py` says. `threshold`:
+t ranks together, or who dealt the key shares. Ranks are assumed to follow the protocol; only
+wrong partial decryptions are found, and their author is named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mpcfl.errors import ConfigError
+from mpcfl.hazmat.modular import kernel_name
+from mpcfl.hazmat.packing import SlotLayout
+from mpcfl.hazmat.paillier import PrivateKey, PublicKey, raw_generate_key
+from mpcfl.hazmat.randomizers import Randomizers
+from mpcfl.net.transport import Transport
+from mpcfl.secagg.base import SecureSum, SumSettings
+from mpcfl.secagg.custody import assign_roles, check_key_bits
+from mpcfl.secagg.key_dealing import deal_primes, open_wires
+from mpcfl.secagg.key_holding import HeldShare, deal_shares
+from mpcfl.secagg.paillier_ops import PackedOps
+from mpcfl.secagg.paillier_routes import ClientsSum, HolderSum
+from mpcfl.secagg.randomizer_pool import RandomizerPool
+from mpcfl.secagg.threshold_sum import ThresholdSum
+
+# A session is opened for more than one sum; the table of powers is sized for so many.
+_SUMS_AHEAD = 16
+
+
+def open_paillier_sum(
+    transport: Transport, settings: SumSettings, *, held: HeldShare | None = None
+) -> SecureSum:
+    """Make and hand out keys, or take this rank's share of one, and open a session.
+
+    Args:
+        transport: joins the ranks.
+        settings: of the session.
+        held: this rank's key share from a ceremony, for custody `threshold` only; without it,
+            rank 0 deals shares for this session, sealed, and forgets the key.
+
+    Raises:
+        ConfigError: the key size or the custody is refused, or the sum does not fit a slot.
+        KeyFileError: a key share is not one of this session's key.
+    """
+    check_key_bits(settings.key_bits)
+    roles = assign_roles(settings.custody, transport.n_ranks)
+    if held is not None and not roles.shared_key:
+        raise ConfigError('a key share is only of use with custody = "threshold"')
+    layout = SlotLayout(settings.modulus_bits, len(roles.data_ranks), settings.key_bits - 1)
+    # A program that is tried alone has nobody to share a key with.
+    if roles.shared_key and transport.n_ranks > 1:
+        return _open_threshold(transport, settings, layout, held)
+    wires = open_wires(transport, settings, "paillier")
+    dealt = deal_primes(transport.rank, wires, settings.key_bits, roles, _make_primes)
+    private_key = None if dealt.primes is None else PrivateKey(*dealt.primes, has_generator=True)
+    public_key = PublicKey(dealt.modulus, has_generator=True)
+    encrypts = transport.rank in roles.data_ranks
+    pool = _open_pool(public_key, private_key, layout, settings) if encrypts else None
+    ops = PackedOps(public_key, private_key, layout, pool)
+    if roles.aggregator is None:
+        return HolderSum(transport, wires, ops, settings)
+    return ClientsSum(transport, wires, ops, settings, roles.data_ranks)
+
+
+def _open_threshold(
+    transport: Transport, settings: SumSettings, layout: SlotLayout, held: HeldShare | None
+) -> ThresholdSum:
+    wires = open_wires(transport, settings, "paillier")
+    if held is None:
+        held = deal_shares(transport, wires, settings)
+    public_key = held.share.key.public_key
+    # The kernel makes a table as fast as it would read one.
+    tables = held.tables if kernel_name() == "gmpy2" else None
+    pool = _open_pool(public_key, None, layout, settings, tables)
+    share = _chunk_share(held.share.key.threshold)
+    ops = PackedOps(public_key, None, layout, pool, chunk_share=share)
+    return ThresholdSum(transport, wires, ops, settings, held)
+
+
+def _chunk_share(threshold: int) -> int:
+    """Return how much shorter chunks are when t key shares decrypt; equal at all ranks.
+
+    A partial decryption costs seven times as much as decryption by the owner of the key, and
+    each rank makes t of them in every turn, which must stay far below the deadline. A proof
+    costs as much as a dozen partials, so that much shorter chunks would be dearer.
+    """
+    return max(2, -(-2 * threshold // 3))
+
+
+def _make_primes(key_bits: int) -> tuple[int, int]:
+    return raw_generate_key(key_bits).raw_primes()
+
+
+def _open_pool(
+    public_key: PublicKey,
+    private_key: PrivateKey | None,
+    layout: SlotLayout,
+    settings: SumSettings,
+    tables: Path | None = None,
+) -> RandomizerPool:
+    n_ciphertexts = layout.n_plaintexts(settings.dim)
+    n_encryptions = n_ciphertexts * _SUMS_AHEAD
+    source = Randomizers(public_key, private_key, n_ahead=n_encryptions, cache=tables)
+    n_ahead = n_ciphertexts if settings.precompute else 0
+    pool = RandomizerPool(source, n_ahead, 2 * public_key.key_bits // 8)
+    pool.refill()
+    return pool

@@ -1,0 +1,307 @@
+"""Custody `threshold`: everybody has a share of the key, t of them decrypt, nobody can alone.
+
+All ranks show each other their ciphertexts, so that every holder of a share forms the product
+itself and decrypts nothing else: first a commitment, then the ciphertexts, chunk by chunk, and
+before anything is decrypted all compare what they saw. Then t ranks make partial decryptions
+of a chunk, in turn; one of them checks their proofs, combines and tells the others. A wrong
+partial is refused with its author's number.
+
+Assumes fewer than t colluding ranks and an honest dealer. Does not protect against a rank that
+tells a wrong sum after combining, or stops: the run ends then. Costs (n - 1) ciphertexts sent
+per rank and chunk where the other custodies send one; that is the price of trusting nobody
+with the product. Source: Damgard, Jurik 2001 (PKC), section 4; Fouque, Poupard, Stern 2000.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcfl.errors import ConfigError, OutOfOrder, ProtocolError, TranscriptMismatch, WrongPartial
+from mpcfl.hazmat.bits import domain_tag
+from mpcfl.hazmat.threshold import (
+    CheckedPartial,
+    check_partials,
+    combine,
+    decode_partial,
+    encode_partial,
+    partially_decrypt,
+)
+from mpcfl.net.channel import SealedTransport, require_same
+from mpcfl.net.transport import Transport
+from mpcfl.secagg.base import IntVector, Levels, SumId, SumSettings
+from mpcfl.secagg.key_dealing import open_wires
+from mpcfl.secagg.key_holding import HeldShare, compare_shares
+from mpcfl.secagg.paillier_link import Chunk, Ciphertexts, Link
+from mpcfl.secagg.paillier_ops import PackedOps
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The sum of one attempt, encrypted; known to all ranks, secret to nobody who has a share.
+
+    Attributes:
+        sum_id: which sum.
+        chunks: of the vector.
+        ciphertexts: one message per chunk.
+        n_inputs: how many vectors are in it.
+        digest: of all commitments, in order; in hex.
+    """
+
+    sum_id: SumId
+    chunks: tuple[Chunk, ...]
+    ciphertexts: tuple[bytes, ...]
+    n_inputs: int
+    digest: str
+
+
+class ThresholdSum:
+    """Custody `threshold`; implements `SecureSum`."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        wires: SealedTransport,
+        ops: PackedOps,
+        settings: SumSettings,
+        held: HeldShare,
+    ) -> None:
+        self._link = Link(transport, wires, ops, settings)
+        self._ops = ops
+        self._held: HeldShare | None = held
+        # Of the sum that is being opened: whoever is left may ask for the same ones again.
+        self._partials: dict[tuple[SumId, int, bytes], bytes] = {}
+        self._indices = compare_shares(transport, held.share, settings)
+        _require_enough(self._indices, held)
+
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Levels:
+        """See `SecureSum.protect`; what leaves this rank is encrypted as it leaves."""
+        return self._link.accept(levels, sum_id)
+
+    def aggregate(self, protected: Levels) -> Product:
+        """See `SecureSum.aggregate`; every rank gets the product of all ciphertexts.
+
+        Raises:
+            TranscriptMismatch: a rank showed other ciphertexts than it had committed to, or not
+                the same ones to all.
+        """
+        link = self._link
+        sum_id = link.sum_id if link.sum_id is not None else SumId(0)
+        transcript = hashlib.sha256(domain_tag("threshold-sum", link.settings.run_id))
+        products = []
+        for number, chunk in enumerate(link.chunks):
+            own = link.ops.write(link.ops.encrypt(protected[chunk]))
+            tag = domain_tag("ciphertexts", sum_id.round_id, sum_id.attempt, number)
+            shown = self._show(own, tag, transcript)
+            products.append(link.ops.write(self._multiply(shown, chunk)))
+        require_same(link.transport, transcript.digest(), "the ciphertexts of this sum")
+        return Product(
+            sum_id, tuple(link.chunks), tuple(products), link.n_ranks, transcript.hexdigest()
+        )
+
+    def open(self, aggregated: Product) -> Levels:
+        """See `SecureSum.open`; in each turn every rank combines one chunk."""
+        self._require_open()
+        opening = _Opening(self._link.transport, self._link.wires, self._indices)
+        opened = self._open(opening, aggregated)
+        self._partials.clear()
+        self._link.ops.finish()
+        return opened
+
+    def open_over(self, transport: Transport, product: Product) -> Levels:
+        """Open a product over another transport: with the ranks that are left, t at least.
+
+        For callers whose communicator lost ranks after `aggregate`, or while `open` went on. A
+        partial decryption that this rank made before is sent again, not made again.
+
+        Raises:
+            ConfigError: fewer than t ranks are left.
+            OutOfOrder: the sum was opened before.
+        """
+        held = self._require_open()
+        wires = open_wires(transport, self._link.settings, "paillier-opening")
+        indices = compare_shares(transport, held.share, self._link.settings)
+        _require_enough(indices, held)
+        require_same(transport, bytes.fromhex(product.digest), "the ciphertexts of this sum")
+        try:
+            opened = self._open(_Opening(transport, wires, indices), product)
+        finally:
+            wires.close()
+        self._partials.clear()
+        return opened
+
+    def prepare(self) -> None:
+        """See `SecureSum.prepare`."""
+        self._link.ops.prepare()
+
+    def close(self) -> None:
+        """Forget all keys; see `SecureSum.close`."""
+        self._link.close()
+        self._partials.clear()
+        self._held = None
+
+    def _require_open(self) -> HeldShare:
+        if self._held is None:
+            raise OutOfOrder("this session was closed and its key share put away; open a new one")
+        return self._held
+
+    def _show(self, own: bytes, tag: bytes, transcript: hashlib._Hash) -> list[bytes]:
+        """Commit to a chunk of ciphertexts, then exchange them; return all ranks' in order."""
+        link = self._link
+        commitment = _commit(tag, link.rank, own)
+        committed = self._exchange(commitment)
+        shown = self._exchange(own)
+        for rank in range(link.n_ranks):
+            if _commit(tag, rank, shown[rank]) != committed[rank]:
+                raise TranscriptMismatch(
+                    f"rank {rank} showed other ciphertexts than it had committed to; the run stops"
+                )
+            transcript.update(committed[rank])
+        return [shown[rank] for rank in range(link.n_ranks)]
+
+    def _exchange(self, own: bytes) -> Mapping[int, bytes]:
+        link = self._link
+        others = [rank for rank in range(link.n_ranks) if rank != link.rank]
+        return {**link.wires.exchange(dict.fromkeys(others, own), others), link.rank: own}
+
+    def _multiply(self, shown: Sequence[bytes], chunk: Chunk) -> Ciphertexts:
+        link = self._link
+        product = link.read(0, shown[0], chunk)
+        for rank in range(1, link.n_ranks):
+            product = link.ops.multiply(product, link.read(rank, shown[rank], chunk))
+        return product
+
+    def _open(self, opening: _Opening, product: Product) -> Levels:
+        link = self._link
+        opened: Levels = np.empty(link.settings.dim, dtype=link.dtype)
+        n_live = opening.transport.n_ranks
+        for first in range(0, len(product.chunks), n_live):
+            turn = range(first, min(first + n_live, len(product.chunks)))
+            own = self._decrypt_turn(opening, product, turn)
+            for number, part in self._tell(opening, product, turn, own).items():
+                opened[product.chunks[number]] = part
+        return opened
+
+    def _decrypt_turn(
+        self, opening: _Opening, product: Product, turn: range
+    ) -> tuple[int, IntVector] | None:
+        """Make this rank's partials of a turn; return the chunk that it combines, opened."""
+        rank, key = opening.transport.rank, self._require_open().share.key
+        outgoing: dict[int, bytes] = {}
+        for number in turn:
+            deciders = opening.deciders(number, key.threshold)
+            if rank in deciders:
+                outgoing[deciders[0]] = self._partial(product, number)
+        own = outgoing.pop(rank, None)
+        combined = next((n for n in turn if opening.deciders(n, 1)[0] == rank), None)
+        sources = [] if combined is None else opening.deciders(combined, key.threshold)[1:]
+        received = opening.wires.exchange(outgoing, sources)
+        if combined is None or own is None:
+            return None
+        partials = self._check(opening, product, combined, {**received, rank: own})
+        chunk = product.chunks[combined]
+        plaintexts = combine(key, partials)
+        return combined, self._ops.unpack(plaintexts, chunk.stop - chunk.start, product.n_inputs)
+
+    def _partial(self, product: Product, number: int) -> bytes:
+        held, context = self._require_open(), self._context(product, number)
+        digest = hashlib.sha256(context + product.ciphertexts[number])
+        name = product.sum_id, number, digest.digest()
+        if name not in self._partials:
+            ciphertexts = self._ciphertexts(product, number)
+            held.log.spend(self._link.settings.run_id, *name[:2], digest.hexdigest())
+            partial = partially_decrypt(held.share, ciphertexts, context)
+            self._partials[name] = encode_partial(held.share.key, partial)
+        return self._partials[name]
+
+    def _check(
+        self, opening: _Opening, product: Product, number: int, messages: Mapping[int, bytes]
+    ) -> list[CheckedPartial]:
+        """Refuse partials that are not what their authors' shares give.
+
+        Raises:
+            WrongPartial: names the rank and its key share.
+        """
+        key, ciphertexts = self._require_open().share.key, self._ciphertexts(product, number)
+        partials = []
+        for source, message in messages.items():
+            index = opening.indices[source]
+            try:
+                partial = decode_partial(key, message, len(ciphertexts))
+            except ProtocolError as error:
+                raise _blame(source, index) from error
+            if partial.index != index:
+                raise _blame(source, index)
+            partials.append(partial)
+        try:
+            return check_partials(key, ciphertexts, partials, self._context(product, number))
+        except WrongPartial as error:
+            raise _blame(opening.indices.index(error.index), error.index) from error
+
+    def _ciphertexts(self, product: Product, number: int) -> Ciphertexts:
+        chunk = product.chunks[number]
+        return self._ops.read(product.ciphertexts[number], chunk.stop - chunk.start)
+
+    def _context(self, product: Product, number: int) -> bytes:
+        sum_id, run_id = product.sum_id, self._link.settings.run_id
+        return domain_tag(
+            "partial", run_id, sum_id.round_id, sum_id.attempt, number, product.digest
+        )
+
+    def _tell(
+        self,
+        opening: _Opening,
+        product: Product,
+        turn: range,
+        own: tuple[int, IntVector] | None,
+    ) -> dict[int, IntVector]:
+        """Exchange what the ranks opened in this turn; return all chunks of it by number."""
+        link, rank = self._link, opening.transport.rank
+        combiners = {opening.deciders(number, 1)[0]: number for number in turn}
+        parts = {} if own is None else {own[0]: own[1]}
+        message = None if own is None else link.encode_opened(own[1])
+        others = [other for other in range(opening.transport.n_ranks) if other != rank]
+        outgoing = {} if message is None else dict.fromkeys(others, message)
+        received = opening.wires.exchange(outgoing, [r for r in combiners if r != rank])
+        for source, text in received.items():
+            number = combiners[source]
+            parts[number] = link.decode_opened(text, product.chunks[number])
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """Who opens: the ranks of a transport and the number of each one's key share."""
+
+    transport: Transport
+    wires: SealedTransport
+    indices: tuple[int, ...]
+
+    def deciders(self, number: int, threshold: int) -> list[int]:
+        """Return the ranks that decrypt a chunk, the one that combines first."""
+        n_live = self.transport.n_ranks
+        return [(number + step) % n_live for step in range(threshold)]
+
+
+def _commit(tag: bytes, rank: int, ciphertexts: bytes) -> bytes:
+    return hashlib.sha256(tag + domain_tag("commitment", rank) + ciphertexts).digest()
+
+
+def _blame(rank: int, index: int) -> WrongPartial:
+    return WrongPartial(
+        f"rank {rank} sent a wrong partial decryption (key share {index}); the run stops without "
+        "this sum; start it again without that party",
+        index,
+    )
+
+
+def _require_enough(indices: Sequence[int], held: HeldShare) -> None:
+    key = held.share.key
+    if len(indices) < key.threshold:
+        raise ConfigError(
+            f"{len(indices)} ranks are here, {key.threshold} key shares decrypt; start "
+            f"{key.threshold - len(indices)} more"
+        )
