@@ -115,11 +115,14 @@ def run_masks_audit(options: AuditOptions) -> bool:
             "audit masks tries masks between all pairs of up to 8 parties, and no graph of "
             "neighbors; add --set aggregation.neighbors=all, and see mpcfl plan for the graph"
         )
+    all_take_part = job.parties.count <= _MOST_PARTIES_WITH_MASKS
     probe = MaskProbe(
         n_parties=min(job.parties.count, _MOST_PARTIES_WITH_MASKS),
         modulus_bits=aggregation.modulus_bits,
         key_bits=aggregation.key_bits,
         custody=aggregation.custody,
+        # Where fewer take part than in the job, more than half of them decrypt.
+        threshold=aggregation.threshold if all_take_part else None,
     )
     return _finish(audit_masks(aggregation.backend, probe), options)
 

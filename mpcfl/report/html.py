@@ -131,22 +131,25 @@ def _view(privacy: PrivacyRecord, field: str) -> float | None:
 
 
 def _threats(record: RunRecord) -> str:
-    aggregation = record.job.get("aggregation")
-    custody = aggregation.get("custody") if isinstance(aggregation, Mapping) else None
     return page.section(
         "Threat model",
         page.subsection("Adversary", page.paragraph(threat_model.ADVERSARY)),
-        page.subsection(
-            f"Backend {record.backend}",
-            page.paragraph(
-                threat_model.backend_words(
-                    record.backend, custody, threat_model.neighbors_of(record.job)
-                )
-            ),
-        ),
+        page.subsection(f"Backend {record.backend}", *map(page.paragraph, _backend_words(record))),
         page.subsection("Noise", page.paragraph(_noise_words(record))),
         page.subsection("Out of scope", page.bullets(threat_model.OUT_OF_SCOPE)),
     )
+
+
+def _backend_words(record: RunRecord) -> list[str]:
+    aggregation = record.job.get("aggregation")
+    custody = aggregation.get("custody") if isinstance(aggregation, Mapping) else None
+    neighbors = threat_model.neighbors_of(record.job)
+    threshold = threat_model.threshold_of(record.job)
+    words = [threat_model.backend_words(record.backend, custody, neighbors, threshold)]
+    if threat_model.has_custody(record.backend):
+        privacy = record.privacy
+        words.append(threat_model.broken_words(privacy.unit, privacy.epsilon_own_share))
+    return words
 
 
 def _noise_words(record: RunRecord) -> str:

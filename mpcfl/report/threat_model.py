@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpcfl.config import parse_job
+from mpcfl.config import Custody, parse_job
+from mpcfl.report.units import epsilon_text
+from mpcfl.secagg.custody import resolve_threshold
 from mpcfl.secagg.neighbors import resolve_neighbors
 
 ADVERSARY = (
@@ -55,6 +57,21 @@ _CLIENTS = (
     "neither key nor data, multiplies the ciphertexts. The aggregator is assumed not to collude "
     "with any data party; together they can decrypt an honest party's input."
 )
+_THRESHOLD = (
+    "Nobody owns the Paillier private key: every party has one share of it, and {decrypt} decrypt "
+    "together. Every party sees all ciphertexts and multiplies them itself, and decrypts its part "
+    "of that product only, once. {few} nothing but the opened sum; {many} that pool their "
+    "shares can decrypt every honest party's input. Whoever dealt the shares is trusted to have "
+    "forgotten the key: the process that ran mpcfl keygen or, in a run without key files, rank 0. "
+    "A wrong partial decryption is refused with its author's name; a party that tells a wrong sum "
+    "after it combined them is not found."
+)
+_DCR = " Ciphertexts hide what is in them under the decisional composite residuosity assumption"
+_SHORT_EXPONENTS = (
+    _DCR + " and, because they are blinded with short powers of one generator, as long as powers "
+    "by exponents of half the modulus' length can't be told from powers by longer ones (Damgard, "
+    "Jurik, Nielsen 2010, section 4.2)."
+)
 _BACKENDS: Mapping[str, str] = {
     "plain": (
         "No protection: the integers travel in the clear, and everybody who takes part or listens "
@@ -66,10 +83,9 @@ _BACKENDS: Mapping[str, str] = {
         "sum is opened; its generators keep 32 bits of the seed, which a search of 2^32 finds."
     ),
 }
-_KEYED: Mapping[tuple[str, str], str] = {
-    ("phe", "holder"): _HOLDER,
-    ("phe", "clients"): _CLIENTS,
-}
+_CUSTODIES: Mapping[str, str] = {"holder": _HOLDER, "clients": _CLIENTS, "threshold": _THRESHOLD}
+# What custody's sentences rest on.
+_KEYED: Mapping[str, str] = {"phe": _DCR + ".", "paillier": _SHORT_EXPONENTS}
 
 # Before and after the sentence on who shares masks with whom.
 _PAIRWISE: Mapping[str, tuple[str, str]] = {
@@ -114,7 +130,12 @@ OUT_OF_SCOPE: tuple[str, ...] = (
 )
 
 
-def backend_words(backend: str, custody: str | None, neighbors: int | None = None) -> str:
+def backend_words(
+    backend: str,
+    custody: str | None,
+    neighbors: int | None = None,
+    threshold: tuple[int, int] | None = None,
+) -> str:
     """Return what a backend protects against and who can learn an honest party's input.
 
     Args:
@@ -122,18 +143,58 @@ def backend_words(backend: str, custody: str | None, neighbors: int | None = Non
         custody: who holds the Paillier key, where there is one.
         neighbors: k, the parties that each shares masks with, where there are masks; None
             means all others. See `neighbors_of`.
+        threshold: key shares that decrypt, and all of them, where a key is shared; None where
+            they are not known. See `threshold_of`.
     """
     if backend in _PAIRWISE:
         before, after = _PAIRWISE[backend]
         shared = _ALL_PAIRS if neighbors is None else _SPARSE.format(neighbors=neighbors)
         return before + shared + after
-    words = _BACKENDS.get(backend) or _KEYED.get((backend, custody or "holder"))
-    if words is None:
-        return (
-            f"The backend {backend!r} comes from another package; its documentation says who can "
-            "learn an honest party's input."
-        )
-    return words
+    if backend in _BACKENDS:
+        return _BACKENDS[backend]
+    custody_words = _CUSTODIES.get(custody or "holder")
+    if backend in _KEYED and custody_words is not None:
+        return custody_words.format(**_counts(threshold)) + _KEYED[backend]
+    return (
+        f"The backend {backend!r} comes from another package; its documentation says who can "
+        "learn an honest party's input."
+    )
+
+
+def _counts(threshold: tuple[int, int] | None) -> dict[str, str]:
+    """Return how many shares decrypt, in words for `_THRESHOLD`."""
+    if threshold is None:
+        return {"decrypt": "a threshold of them", "few": "Fewer learn", "many": "as many"}
+    needed, everybody = threshold
+    few = "A single party learns" if needed == 2 else f"Up to {needed - 1} parties together learn"
+    return {
+        "decrypt": f"any {needed} of the {everybody} shares",
+        "few": few,
+        "many": f"any {needed} parties",
+    }
+
+
+def broken_words(unit: str, epsilon_own_share: float | None) -> str:
+    """Return what is left where a key's custody is broken and single inputs are decrypted.
+
+    Args:
+        unit: of the privacy guarantee.
+        epsilon_own_share: what a party's own noise gives over the run; None is no guarantee.
+    """
+    if unit == "none":
+        return "What somebody does decrypt of a single party is its bare input: there is no noise."
+    hidden = "What somebody does decrypt of a single party is hidden by its own share of noise only"
+    if epsilon_own_share is None:
+        return hidden + ", which gives no guarantee in this run."
+    return (
+        f"{hidden}: epsilon {epsilon_text(epsilon_own_share)} over this run (the view "
+        '"own share only").'
+    )
+
+
+def has_custody(backend: str) -> bool:
+    """Tell whether who holds a key decides who can learn an input."""
+    return backend in _KEYED
 
 
 def neighbors_of(job: Mapping[str, Any]) -> int | None:
@@ -151,6 +212,23 @@ def neighbors_of(job: Mapping[str, Any]) -> int | None:
     return resolve_neighbors(
         checked.aggregation.neighbors, parties.count, parties.colluding, parties.max_dropout
     )
+
+
+def threshold_of(job: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return how many key shares decrypt, and how many there are; None where no key is shared.
+
+    Args:
+        job: as a report holds it.
+
+    Raises:
+        ConfigError: this is not a job.
+    """
+    aggregation = job.get("aggregation")
+    if not isinstance(aggregation, Mapping) or aggregation.get("custody") != Custody.THRESHOLD:
+        return None
+    checked = parse_job(job, "the job of the report")
+    count = checked.parties.count
+    return resolve_threshold(checked.aggregation.threshold, count), count
 
 
 def noise_words(unit: str, placement: str = "distributed") -> str:

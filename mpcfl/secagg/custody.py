@@ -65,7 +65,7 @@ def resolve_threshold(threshold: int | None, n_ranks: int) -> int:
     """Return t, the key shares that decrypt: as asked for, or by default more than half.
 
     Raises:
-        ConfigError: it is not in 1 to ``n_ranks``.
+        ConfigError: it is not in 2 to ``n_ranks``.
     """
     if threshold is None:
         return n_ranks // 2 + 1

@@ -60,6 +60,9 @@ def test_a_cell_survives_its_json():
         ({"modulus_bits": [65]}, "grid.toml: modulus_bits.0 = 65"),
         ({"key_bits": [128]}, "grid.toml: key_bits.0 = 128"),
         ({"links": ["wan"]}, "grid.toml: links.0 = 'wan'"),
+        ({"custody": ["clients"]}, "grid.toml: custody.0 = 'clients' is not valid"),
+        ({"custody": ["threshold"]}, "custody = ['threshold'] does not apply to backend 'phe'"),
+        ({"custody": ["holder", "holder"]}, "custody has an entry twice"),
         (
             {"backends": ["plane"]},
             "backends names 'plane', which is no backend; did you mean plain",
@@ -106,6 +109,25 @@ def test_caps_that_leave_nothing_are_refused():
     grid = parse_grid(GRID | {"backends": ["phe"], "dims": [1000]}, "grid.toml")
     with pytest.raises(ConfigError, match="largest_dim and largest_total leave no cell"):
         make_cells(grid)
+
+
+def test_a_shared_key_is_measured_with_the_backend_that_has_one():
+    changes = {
+        "backends": ["plain", "phe", "paillier"],
+        "dims": [10],
+        "key_bits": [2048],
+        "custody": ["holder", "threshold"],
+    }
+    points = {cell.parameters for cell in make_cells(parse_grid(GRID | changes, "grid"))}
+    assert {(p.backend, p.custody) for p in points} == {
+        ("plain", None),
+        ("phe", "holder"),
+        ("paillier", "holder"),
+        ("paillier", "threshold"),
+    }
+    assert {p.variant for p in points if p.custody == "threshold"} == {
+        "paillier 2048 bit, threshold"
+    }
 
 
 def _points(**changes):

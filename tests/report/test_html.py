@@ -115,6 +115,26 @@ def test_the_threat_model_and_the_early_stop_are_said(run_record):
         assert sentence in text
 
 
+@pytest.mark.parametrize("custody", ["holder", "clients", "threshold"])
+def test_the_card_says_what_is_left_if_custody_breaks(run_record, custody):
+    job = {
+        "task": "digits",
+        "parties": {"count": 5},
+        "privacy": {"unit": "none"},
+        "training": {"rounds": 1},
+        "aggregation": {"backend": "paillier", "custody": custody},
+    }
+    text = " ".join(Page(run_report(run_record(job=job, backend="paillier"))).texts)
+    # The epsilon of a party's own share, as in the table of views.
+    assert "its own share of noise only: epsilon 9.25 over this run" in text
+    assert ("any 3 of the 5 shares" in text) is (custody == "threshold")
+
+
+def test_a_backend_without_a_key_has_no_custody_that_could_break(run_record):
+    text = run_report(run_record(job={"task": "digits"}, backend="ring"))
+    assert "does decrypt" not in text
+
+
 def test_noise_inside_each_party_has_other_words_than_shares_of_it(run_record):
     def words(job):
         return " ".join(Page(run_report(run_record(job=job))).texts)
@@ -143,7 +163,7 @@ def test_a_run_without_rounds_or_figures_still_has_a_page(run_record, rounds, tm
     )
 
 
-@pytest.mark.parametrize("backend", ["plain", "crypten", "crypten-stock", "phe"])
+@pytest.mark.parametrize("backend", ["plain", "crypten", "crypten-stock", "phe", "paillier"])
 def test_every_backend_has_words_of_its_own(backend):
     assert "another package" not in backend_words(backend, "holder")
 
