@@ -17,7 +17,7 @@ help: ## say what each target does
 
 setup: $(STAMP) ## make .venv with every extra and all tools; nothing to do if nothing changed
 
-$(STAMP): pyproject.toml constraints.txt Makefile
+$(STAMP): pyproject.toml constraints.txt Makefile mpcfl/hazmat/ifma.c
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mpcfl needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	@# torch first, and pinned: other packages would pull its newest GPU build.

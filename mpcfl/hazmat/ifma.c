@@ -1,12 +1,15 @@
 /* Modular arithmetic on eight numbers at once, modulo one odd modulus, by AVX-512 IFMA.
  *
  * Numbers are in radix 2^52, one limb per 64-bit word, and limb i of eight numbers fills one
- * 512-bit vector (a lane per number). Products are Montgomery's with R = 2^(52 L) > 4 m, "almost"
+ * 512-bit vector (a lane per number). Products are Montgomery's with R = 2^(52 L) > 16 m, "almost"
  * reduced: factors below 2 m give a product below 2 m, as (4 m^2 + R m) / R < 2 m (Gueron 2002;
- * Gueron and Krasnov 2012 for this radix). Only results that leave the module are below m.
+ * Gueron and Krasnov 2012 for this radix). Modulo m^2 a number is x0 + x1 m, both parts below 2 m,
+ * and all products are of parts: 10 L^2 and 7 L^2 multiply-adds for a product and a square, where
+ * limbs of m^2 would take 16 L^2 and 12 L^2. Results modulo m leave the module below m; parts of
+ * results modulo m^2 may be as large as m + 1.
  *
- * A word takes at most four 52-bit summands from each of L rows and carries that are smaller, so
- * that it can't overflow while 4 L + 8 < 2^12; carries are handed on once, at the end.
+ * A word takes at most six 52-bit summands from each of L rows and carries that are smaller, so
+ * that it can't overflow while 6 L + 8 < 2^12; carries are handed on once, at the end.
  *
  * Powers choose from their window table by reading all of it, so that neither time nor addresses
  * depend on an exponent. Fixed-base tables are read at places that depend on the exponent.
@@ -49,6 +52,8 @@
  * the registers. */
 #define ROWS 8
 #define MAX_BITS 8192
+/* R > 2^SPARE_BITS m, for the bounds of products modulo m^2. */
+#define SPARE_BITS 4
 #define MAX_WINDOW_BITS 16
 /* Table entries are padded to whole vectors, so that they can be transposed. */
 #define PADDED(n_limbs) (((n_limbs) + LANES - 1) / LANES * LANES)
@@ -59,11 +64,18 @@ typedef __m512i vec;
 typedef uint64_t word;
 
 typedef struct {
-    size_t bits, width, n_limbs, padded;
-    word inverse;       /* -1 / modulus mod 2^52 */
-    word *modulus;      /* n_limbs words */
-    word *radix_square; /* R^2 mod m, padded vectors, alike in all lanes */
-    word *one;          /* R mod m, as above */
+    size_t parts;   /* 1: modulo m. 2: modulo m^2, numbers x0 + x1 m */
+    size_t width;   /* bytes of a part in a buffer */
+    size_t n_bytes; /* bytes of a number in a buffer */
+    size_t n_limbs; /* limbs of a part that are used, */
+    size_t padded;  /* and with those that fill whole vectors */
+    size_t n_words; /* limbs of a number, padded */
+    size_t stride;  /* words of eight numbers */
+    word inverse;       /* -1 / m mod 2^52 */
+    word *modulus;      /* m, n_limbs words */
+    word *complement;   /* (1 - R) mod m, n_limbs words */
+    word *radix_square; /* R^2, alike in all lanes */
+    word *one;          /* R, as above */
 } Ring;
 
 INLINE vec load(const word *from) { return _mm512_load_si512((const void *)from); }
@@ -103,9 +115,10 @@ static void free_words(word *words, size_t count)
 
 /* Add `rows` rows of a * b and as many multiples of the modulus to `sum`, such that the lowest
  * `rows` words become zero modulo 2^52 and their carry is in the next; with `multiply` 0 only the
- * multiples of the modulus. `rows` and `multiply` are constants after inlining. */
+ * multiples of the modulus. How often the modulus was added is kept in `digits`, if not NULL.
+ * `rows` and `multiply` are constants after inlining. */
 INLINE void add_rows(const int rows, const int multiply, const Ring *ring, const word *a,
-                     const word *b, word *sum)
+                     const word *b, word *sum, word *digits)
 {
     const size_t n_limbs = ring->n_limbs;
     const word *modulus = ring->modulus;
@@ -134,6 +147,10 @@ INLINE void add_rows(const int rows, const int multiply, const Ring *ring, const
                 w[r + j] = low(w[r + j], q[r], limb);
             w[r + j + 1] = high(w[r + j + 1], q[r], limb);
         }
+    }
+
+    if (digits) {
+        UNROLL for (int r = 0; r < rows; r++) store(digits + r * LANES, q[r]);
     }
 
     /* From here on w[k] is column rows + k: the rest of the first `rows` limbs of b, */
@@ -174,21 +191,36 @@ INLINE void add_rows(const int rows, const int multiply, const Ring *ring, const
 
 /* Add a * b (if `multiply`) and what makes the lower half of `sum` zero; sum has 2 L vectors. */
 INLINE void add_all_rows(const int multiply, const Ring *ring, const word *a, const word *b,
-                         word *sum)
+                         word *sum, word *digits)
 {
+    const size_t n_limbs = ring->n_limbs;
     size_t i = 0;
-    for (; i + ROWS <= ring->n_limbs; i += ROWS)
-        add_rows(ROWS, multiply, ring, a + i * LANES, b, sum + i * LANES);
-    if (ring->n_limbs - i >= 4) {
-        add_rows(4, multiply, ring, a + i * LANES, b, sum + i * LANES);
-        i += 4;
-    }
-    if (ring->n_limbs - i >= 2) {
-        add_rows(2, multiply, ring, a + i * LANES, b, sum + i * LANES);
-        i += 2;
-    }
-    if (ring->n_limbs - i >= 1)
-        add_rows(1, multiply, ring, a + i * LANES, b, sum + i * LANES);
+#define ADD(rows)                                                                                 \
+    do {                                                                                          \
+        add_rows(rows, multiply, ring, a + i * LANES, b, sum + i * LANES,                         \
+                 digits ? digits + i * LANES : NULL);                                             \
+        i += rows;                                                                                \
+    } while (0)
+    while (i + ROWS <= n_limbs)
+        ADD(ROWS);
+    if (n_limbs - i >= 4)
+        ADD(4);
+    if (n_limbs - i >= 2)
+        ADD(2);
+    if (n_limbs - i >= 1)
+        ADD(1);
+#undef ADD
+}
+
+/* Two functions, as the two constants make them large. */
+KERNEL void add_and_reduce(const Ring *ring, const word *a, const word *b, word *sum, word *digits)
+{
+    add_all_rows(1, ring, a, b, sum, digits);
+}
+
+KERNEL void only_reduce(const Ring *ring, word *sum, word *digits)
+{
+    add_all_rows(0, ring, sum, sum, sum, digits);
 }
 
 /* Hand carries on, so that every word is below 2^52 again. */
@@ -203,18 +235,48 @@ INLINE void carry_over(const Ring *ring, word *out, const word *sum)
     }
 }
 
-/* out = a b / R mod m, all below 2 m; out may be a or b. sum: 2 L vectors of work memory. */
-KERNEL void multiply(const Ring *ring, word *out, const word *a, const word *b, word *sum)
+/* Add x times the limbs of b from number `j` on to `sum`, whose first column is x[0] b[0]'s. */
+INLINE void sweep(const int rows, size_t n_limbs, size_t j, const vec x[ROWS], const word *b,
+                  word *sum)
 {
-    memset(sum, 0, 2 * ring->n_limbs * LANES * sizeof(word));
-    add_all_rows(1, ring, a, b, sum);
-    carry_over(ring, out, sum + ring->n_limbs * LANES);
+    vec w[ROWS + 1], factor;
+    UNROLL for (int r = 0; r < rows; r++) w[r] = load(sum + (j + r) * LANES);
+    for (; j < n_limbs; j++) {
+        factor = load(b + j * LANES);
+        w[rows] = load(sum + (j + rows) * LANES);
+        UNROLL for (int r = 0; r < rows; r++) w[r] = low(w[r], x[r], factor);
+        UNROLL for (int r = 0; r < rows; r++) w[r + 1] = high(w[r + 1], x[r], factor);
+        store(sum + j * LANES, w[0]);
+        UNROLL for (int r = 0; r < rows; r++) w[r] = w[r + 1];
+    }
+    UNROLL for (int r = 0; r < rows; r++) store(sum + (n_limbs + r) * LANES, w[r]);
+}
+
+/* Add `rows` rows of a * b. */
+INLINE void add_product_rows(const int rows, size_t n_limbs, const word *a, const word *b,
+                             word *sum)
+{
+    vec x[ROWS];
+    UNROLL for (int r = 0; r < rows; r++) x[r] = load(a + r * LANES);
+    sweep(rows, n_limbs, 0, x, b, sum);
+}
+
+/* Add a * b to sum, of 2 L vectors. */
+KERNEL void add_product(size_t n_limbs, const word *a, const word *b, word *sum)
+{
+    size_t i = 0;
+    for (; i + ROWS <= n_limbs; i += ROWS)
+        add_product_rows(ROWS, n_limbs, a + i * LANES, b, sum + i * LANES);
+    for (; i + 2 <= n_limbs; i += 2)
+        add_product_rows(2, n_limbs, a + i * LANES, b, sum + i * LANES);
+    if (i < n_limbs)
+        add_product_rows(1, n_limbs, a + i * LANES, b, sum + i * LANES);
 }
 
 /* Add the products of two different limbs of a, of which one is in `rows` rows from limb i on. */
 INLINE void add_pairs(const int rows, size_t n_limbs, size_t i, const word *a, word *sum)
 {
-    vec x[ROWS], w[2 * ROWS], factor;
+    vec x[ROWS], w[2 * ROWS];
     word *corner = sum + 2 * i * LANES;
     UNROLL for (int r = 0; r < rows; r++) x[r] = load(a + (i + r) * LANES);
     UNROLL for (int k = 0; k < 2 * rows; k++) w[k] = load(corner + k * LANES);
@@ -224,25 +286,13 @@ INLINE void add_pairs(const int rows, size_t n_limbs, size_t i, const word *a, w
             w[r + s + 1] = high(w[r + s + 1], x[r], x[s]);
         }
     }
-    UNROLL for (int k = 0; k < rows; k++) {
-        store(corner + k * LANES, w[k]);
-        w[k] = w[k + rows];
-    }
-    for (size_t j = i + rows; j < n_limbs; j++) {
-        factor = load(a + j * LANES);
-        w[rows] = load(sum + (i + j + rows) * LANES);
-        UNROLL for (int r = 0; r < rows; r++) w[r] = low(w[r], x[r], factor);
-        UNROLL for (int r = 0; r < rows; r++) w[r + 1] = high(w[r + 1], x[r], factor);
-        store(sum + (i + j) * LANES, w[0]);
-        UNROLL for (int r = 0; r < rows; r++) w[r] = w[r + 1];
-    }
-    UNROLL for (int r = 0; r < rows; r++) store(sum + (i + n_limbs + r) * LANES, w[r]);
+    UNROLL for (int k = 0; k < 2 * rows; k++) store(corner + k * LANES, w[k]);
+    sweep(rows, n_limbs, i + rows, x, a, sum + i * LANES);
 }
 
-/* out = a^2 / R mod m, as `multiply`. */
-KERNEL void square(const Ring *ring, word *out, const word *a, word *sum)
+/* sum = a^2, of 2 L vectors. */
+KERNEL void set_square(size_t n_limbs, const word *a, word *sum)
 {
-    const size_t n_limbs = ring->n_limbs;
     size_t i = 0;
     memset(sum, 0, 2 * n_limbs * LANES * sizeof(word));
     for (; i + ROWS <= n_limbs; i += ROWS)
@@ -259,23 +309,94 @@ KERNEL void square(const Ring *ring, word *out, const word *a, word *sum)
         store(even, low(_mm512_slli_epi64(load(even), 1), limb, limb));
         store(odd, high(_mm512_slli_epi64(load(odd), 1), limb, limb));
     }
-    add_all_rows(0, ring, a, a, sum);
-    carry_over(ring, out, sum + n_limbs * LANES);
 }
 
-/* out = a / R mod m, below 2 m: out of Montgomery's form. */
+/* Modulo m^2, x0 y0 + (x0 y1 + x1 y0) m times 1 / R is u + v m, where Montgomery's reduction of
+ * x0 y0 gives u = (x0 y0 + q m) / R and leaves -q m / R, so that v is the reduction of
+ * x0 y1 + x1 y0 - q modulo m. All parts stay below 2 m, as R > 16 m.
+ *
+ * Parts of work memory, behind the 2 L vectors of a sum: the digits of q, and u. */
+INLINE word *digits_in(const Ring *ring, word *sum)
+{
+    return ring->parts == 1 ? NULL : sum + 2 * ring->padded * LANES;
+}
+
+INLINE word *first_in(const Ring *ring, word *sum) { return sum + 3 * ring->padded * LANES; }
+
+/* sum = -q modulo m, as (R - 1 - q) + (1 - R mod m), with no word below zero. */
+KERNEL void set_minus_digits(const Ring *ring, word *sum)
+{
+    const word *digits = digits_in(ring, sum);
+    const size_t half = ring->n_limbs * LANES;
+    for (size_t k = 0; k < ring->n_limbs; k++) {
+        const vec rest = _mm512_sub_epi64(everywhere(LIMB_MASK), load(digits + k * LANES));
+        store(sum + k * LANES, _mm512_add_epi64(rest, everywhere(ring->complement[k])));
+    }
+    memset(sum + half, 0, half * sizeof(word));
+}
+
+/* out = a b / R, parts below 2 m; out may be a or b. sum: 2 numbers of work memory. */
+KERNEL void multiply(const Ring *ring, word *out, const word *a, const word *b, word *sum)
+{
+    const size_t half = ring->n_limbs * LANES, second = ring->padded * LANES;
+    memset(sum, 0, 2 * half * sizeof(word));
+    add_and_reduce(ring, a, b, sum, digits_in(ring, sum));
+    if (ring->parts == 1) {
+        carry_over(ring, out, sum + half);
+        return;
+    }
+    carry_over(ring, first_in(ring, sum), sum + half);
+    set_minus_digits(ring, sum);
+    add_product(ring->n_limbs, a, b + second, sum);
+    add_and_reduce(ring, a + second, b, sum, NULL);
+    memcpy(out, first_in(ring, sum), half * sizeof(word));
+    carry_over(ring, out + second, sum + half);
+}
+
+/* out = a^2 / R, as `multiply`. */
+KERNEL void square(const Ring *ring, word *out, const word *a, word *sum)
+{
+    const size_t half = ring->n_limbs * LANES, second = ring->padded * LANES;
+    word *twice = digits_in(ring, sum);
+    set_square(ring->n_limbs, a, sum);
+    only_reduce(ring, sum, digits_in(ring, sum));
+    if (ring->parts == 1) {
+        carry_over(ring, out, sum + half);
+        return;
+    }
+    carry_over(ring, first_in(ring, sum), sum + half);
+    set_minus_digits(ring, sum);
+    for (size_t k = 0; k < half; k += LANES)
+        store(twice + k, _mm512_slli_epi64(load(a + second + k), 1));
+    carry_over(ring, twice, twice);
+    add_and_reduce(ring, a, twice, sum, NULL);
+    memcpy(out, first_in(ring, sum), half * sizeof(word));
+    carry_over(ring, out + second, sum + half);
+}
+
+/* out = a / R: out of Montgomery's form. Parts are at most m + 1. */
 KERNEL void leave(const Ring *ring, word *out, const word *a, word *sum)
 {
-    const size_t half = ring->n_limbs * LANES;
+    const size_t half = ring->n_limbs * LANES, second = ring->padded * LANES;
     memcpy(sum, a, half * sizeof(word));
     memset(sum + half, 0, half * sizeof(word));
-    add_all_rows(0, ring, a, a, sum);
+    only_reduce(ring, sum, digits_in(ring, sum));
     carry_over(ring, out, sum + half);
+    if (ring->parts == 1)
+        return;
+    set_minus_digits(ring, sum);
+    for (size_t k = 0; k < half; k += LANES)
+        store(sum + k, _mm512_add_epi64(load(sum + k), load(a + second + k)));
+    only_reduce(ring, sum, NULL);
+    carry_over(ring, out + second, sum + half);
 }
 
-/* Reduce a, below 2 m, to below m; without a branch. spare: L vectors. */
+/* Reduce a number modulo m, below 2 m, to below m, without a branch; the caller of the module
+ * does it modulo m^2. spare: L vectors. */
 KERNEL void reduce(const Ring *ring, word *a, word *spare)
 {
+    if (ring->parts == 2)
+        return;
     const vec mask = everywhere(LIMB_MASK);
     vec borrow = _mm512_setzero_si512();
     for (size_t k = 0; k < ring->n_limbs; k++) {
@@ -296,7 +417,7 @@ KERNEL void reduce(const Ring *ring, word *a, word *spare)
 static void limbs_of(const unsigned char *bytes, size_t width, word *limbs, size_t n_limbs,
                      size_t stride)
 {
-    unsigned char padded[MAX_BITS / 8 + 2 * sizeof(word)];
+    unsigned char padded[MAX_BITS / 8 + 4 * sizeof(word)];
     memcpy(padded, bytes, width);
     memset(padded + width, 0, 2 * sizeof(word));
     for (size_t i = 0; i < n_limbs; i++) {
@@ -330,16 +451,18 @@ static void bytes_of(const word *limbs, size_t n_limbs, size_t stride, unsigned 
 /* Up to eight numbers into lanes; lanes without one become zero. */
 static void read_lanes(const Ring *ring, const unsigned char *bytes, size_t count, word *lanes)
 {
-    if (count < LANES)
-        memset(lanes, 0, ring->n_limbs * LANES * sizeof(word));
-    for (size_t lane = 0; lane < count && lane < LANES; lane++)
-        limbs_of(bytes + lane * ring->width, ring->width, lanes + lane, ring->n_limbs, LANES);
+    memset(lanes, 0, ring->stride * sizeof(word));
+    for (size_t k = 0; k < count * ring->parts; k++)
+        limbs_of(bytes + k * ring->width, ring->width,
+                 lanes + k % ring->parts * ring->padded * LANES + k / ring->parts, ring->n_limbs,
+                 LANES);
 }
 
 static void write_lanes(const Ring *ring, const word *lanes, size_t count, unsigned char *bytes)
 {
-    for (size_t lane = 0; lane < count && lane < LANES; lane++)
-        bytes_of(lanes + lane, ring->n_limbs, LANES, bytes + lane * ring->width, ring->width);
+    for (size_t k = 0; k < count * ring->parts; k++)
+        bytes_of(lanes + k % ring->parts * ring->padded * LANES + k / ring->parts, ring->n_limbs,
+                 LANES, bytes + k * ring->width, ring->width);
 }
 
 /* Exponents of `bits` bits, little-endian, `stride` bytes apart (0: the same for all). */
@@ -365,8 +488,8 @@ static word digit_of(const Exponents *exponents, size_t lane, size_t at, size_t 
 KERNEL void select_entry(const Ring *ring, word *out, const word *table, size_t n_entries,
                          vec digits)
 {
-    const size_t stride = ring->padded * LANES;
-    for (size_t k = 0; k < ring->padded; k += LANES) {
+    const size_t stride = ring->stride;
+    for (size_t k = 0; k < ring->n_words; k += LANES) {
         vec found[LANES];
         UNROLL for (int j = 0; j < LANES; j++) found[j] = _mm512_setzero_si512();
         for (size_t d = 0; d < n_entries; d++) {
@@ -393,14 +516,14 @@ static size_t window_for(size_t bits)
 
 static size_t power_words(const Ring *ring, size_t window)
 {
-    return ring->padded * LANES * (((size_t)1 << window) + 4);
+    return ring->stride * (((size_t)1 << window) + 4);
 }
 
 /* Replace eight bases by their powers, below m. work: power_words(). */
 KERNEL void power_lanes(const Ring *ring, word *lanes, const Exponents *exponents, size_t window,
                         word *work)
 {
-    const size_t stride = ring->padded * LANES, n_entries = (size_t)1 << window;
+    const size_t stride = ring->stride, n_entries = (size_t)1 << window;
     word *table = work, *chosen = table + n_entries * stride, *sum = chosen + stride;
     memcpy(table, ring->one, stride * sizeof(word));
     multiply(ring, table + stride, lanes, ring->radix_square, sum);
@@ -435,7 +558,7 @@ typedef struct {
 
 static word *grid_entry(const Ring *ring, const Grid *grid, size_t row, size_t number)
 {
-    return grid->words + ((row << grid->window) + number) * ring->padded;
+    return grid->words + ((row << grid->window) + number) * ring->n_words;
 }
 
 /* Transpose an 8 by 8 matrix of words. */
@@ -460,7 +583,7 @@ INLINE void transpose(vec row[LANES])
 
 KERNEL void entries_to_lanes(const Ring *ring, word *lanes, word *const entry[LANES])
 {
-    for (size_t k = 0; k < ring->padded; k += LANES) {
+    for (size_t k = 0; k < ring->n_words; k += LANES) {
         vec rows[LANES];
         UNROLL for (int lane = 0; lane < LANES; lane++) rows[lane] = load(entry[lane] + k);
         transpose(rows);
@@ -471,7 +594,7 @@ KERNEL void entries_to_lanes(const Ring *ring, word *lanes, word *const entry[LA
 KERNEL void lanes_to_entries(const Ring *ring, word *const entry[LANES], size_t count,
                              const word *lanes)
 {
-    for (size_t k = 0; k < ring->padded; k += LANES) {
+    for (size_t k = 0; k < ring->n_words; k += LANES) {
         vec rows[LANES];
         UNROLL for (int j = 0; j < LANES; j++) rows[j] = load(lanes + (k + j) * LANES);
         transpose(rows);
@@ -483,12 +606,12 @@ KERNEL void lanes_to_entries(const Ring *ring, word *const entry[LANES], size_t 
 /* Fill the table from a base in Montgomery's form, alike in all lanes. work: 4 numbers. */
 KERNEL void fill_grid(const Ring *ring, const Grid *grid, word *base, word *work)
 {
-    const size_t stride = ring->padded * LANES;
+    const size_t stride = ring->stride;
     word *steps = work, *power = steps + stride, *sum = power + stride;
     for (size_t row = 0; row < grid->n_rows; row += LANES) {
         size_t count = grid->n_rows - row < LANES ? grid->n_rows - row : LANES;
         for (size_t lane = 0; lane < count; lane++) {
-            for (size_t k = 0; k < ring->padded; k++)
+            for (size_t k = 0; k < ring->n_words; k++)
                 steps[k * LANES + lane] = base[k * LANES];
             for (size_t k = 0; k < grid->window; k++)
                 square(ring, base, base, sum);
@@ -517,7 +640,7 @@ static void find_entries(const Ring *ring, const Grid *grid, const Exponents *ex
 KERNEL void grid_power(const Ring *ring, const Grid *grid, const Exponents *exponents,
                        word *lanes, word *work)
 {
-    word *chosen = work, *sum = chosen + ring->padded * LANES, *entry[LANES];
+    word *chosen = work, *sum = chosen + ring->stride, *entry[LANES];
     find_entries(ring, grid, exponents, 0, entry);
     entries_to_lanes(ring, lanes, entry);
     for (size_t row = 1; row < grid->n_rows; row++) {
@@ -527,7 +650,7 @@ KERNEL void grid_power(const Ring *ring, const Grid *grid, const Exponents *expo
             /* The next entries come from far memory while this product is computed. */
             find_entries(ring, grid, exponents, row + 1, entry);
             for (size_t lane = 0; lane < LANES; lane++)
-                for (size_t k = 0; k < ring->padded; k += LANES)
+                for (size_t k = 0; k < ring->n_words; k += LANES)
                     _mm_prefetch((const char *)(entry[lane] + k), _MM_HINT_T1);
         }
         multiply(ring, lanes, lanes, chosen, sum);
@@ -571,12 +694,15 @@ static Py_ssize_t count_numbers(const Py_buffer *buffer, size_t width)
     return buffer->len / (Py_ssize_t)width;
 }
 
-KERNEL void set_up_ring(Ring *ring, const Py_buffer *modulus, const Py_buffer *radix_square,
-                        word *sum)
+KERNEL void set_up_ring(Ring *ring, const Py_buffer buffers[3], word *sum)
 {
-    limbs_of(modulus->buf, ring->width, ring->modulus, ring->n_limbs, 1);
+    limbs_of(buffers[0].buf, ring->width, ring->modulus, ring->n_limbs, 1);
+    limbs_of(buffers[2].buf, ring->width, ring->complement, ring->n_limbs, 1);
     for (size_t lane = 0; lane < LANES; lane++) {
-        limbs_of(radix_square->buf, ring->width, ring->radix_square + lane, ring->n_limbs, LANES);
+        for (size_t part = 0; part < ring->parts; part++)
+            limbs_of((const unsigned char *)buffers[1].buf + part * ring->width, ring->width,
+                     ring->radix_square + part * ring->padded * LANES + lane, ring->n_limbs,
+                     LANES);
         ring->one[lane] = 1;
     }
     /* Newton: every step doubles the number of correct low bits, from 3 on. */
@@ -589,23 +715,25 @@ KERNEL void set_up_ring(Ring *ring, const Py_buffer *modulus, const Py_buffer *r
 
 static size_t limbs_for(size_t bits)
 {
-    size_t n_limbs = (bits + 2 + LIMB_BITS - 1) / LIMB_BITS;
+    size_t n_limbs = (bits + SPARE_BITS + LIMB_BITS - 1) / LIMB_BITS;
     return n_limbs < ROWS ? ROWS : n_limbs;
 }
 
-static int start_ring(Ring *ring, const Py_buffer *modulus, const Py_buffer *radix_square)
+static int start_ring(Ring *ring, size_t bits, const Py_buffer buffers[3])
 {
-    ring->n_limbs = limbs_for(ring->bits);
+    ring->n_limbs = limbs_for(bits);
     ring->padded = PADDED(ring->n_limbs);
-    size_t stride = ring->padded * LANES;
+    ring->n_words = ring->parts * ring->padded;
+    ring->stride = ring->n_words * LANES;
     ring->modulus = new_words(ring->padded);
-    ring->radix_square = new_words(stride);
-    ring->one = new_words(stride);
-    word *sum = new_words(2 * stride);
-    int done = ring->modulus && ring->radix_square && ring->one && sum;
+    ring->complement = new_words(ring->padded);
+    ring->radix_square = new_words(ring->stride);
+    ring->one = new_words(ring->stride);
+    word *sum = new_words(2 * ring->stride);
+    int done = ring->modulus && ring->complement && ring->radix_square && ring->one && sum;
     if (done)
-        set_up_ring(ring, modulus, radix_square, sum);
-    free_words(sum, 2 * stride);
+        set_up_ring(ring, buffers, sum);
+    free_words(sum, 2 * ring->stride);
     if (!done)
         PyErr_NoMemory();
     return done;
@@ -623,29 +751,40 @@ static size_t bit_length(const Py_buffer *number)
     return n_bytes ? 8 * (n_bytes - 1) + bits : 0;
 }
 
+/* Number of parts, 1 or 2, if the buffers have lengths that fit together; otherwise 0. */
+static size_t count_parts(const Py_buffer buffers[3], size_t bits)
+{
+    const size_t width = (size_t)buffers[0].len, length = (size_t)buffers[1].len;
+    if (bits < 2 || bits > MAX_BITS || !(((const unsigned char *)buffers[0].buf)[0] & 1)
+        || width % 8 || width > MAX_BITS / 8 + 8 || buffers[2].len != buffers[0].len)
+        return 0;
+    /* A part may come out as m + 1. */
+    return length == width ? 1 : length == 2 * width && 8 * width > bits ? 2 : 0;
+}
+
 static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
 {
-    Py_buffer modulus, square_buffer;
+    Py_buffer buffers[3];
     Context *self = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*", &modulus, &square_buffer))
+    if (!PyArg_ParseTuple(args, "y*y*y*", &buffers[0], &buffers[1], &buffers[2]))
         return NULL;
-    size_t bits = bit_length(&modulus), width = (bits + 63) / 64 * 8;
+    const size_t bits = bit_length(&buffers[0]), parts = count_parts(buffers, bits);
     if (!is_supported())
         PyErr_SetString(PyExc_RuntimeError, "this processor has no AVX-512 IFMA");
-    else if (bits < 2 || bits > MAX_BITS || !(((const unsigned char *)modulus.buf)[0] & 1)
-             || (size_t)modulus.len != width || (size_t)square_buffer.len != width)
+    else if (!parts)
         PyErr_Format(PyExc_ValueError,
-                     "expected an odd modulus of 2 to %d bits and R^2 modulo it, both in whole "
-                     "64-bit words",
+                     "expected an odd modulus of 2 to %d bits, one or two parts of R^2 and "
+                     "1 - R, all in the same number of 64-bit words",
                      MAX_BITS);
     else if ((self = (Context *)type->tp_alloc(type, 0))) {
-        self->ring.bits = bits;
-        self->ring.width = width;
-        if (!start_ring(&self->ring, &modulus, &square_buffer))
+        self->ring.parts = parts;
+        self->ring.width = (size_t)buffers[0].len;
+        self->ring.n_bytes = parts * self->ring.width;
+        if (!start_ring(&self->ring, bits, buffers))
             Py_CLEAR(self);
     }
-    PyBuffer_Release(&modulus);
-    PyBuffer_Release(&square_buffer);
+    for (int k = 0; k < 3; k++)
+        PyBuffer_Release(&buffers[k]);
     return (PyObject *)self;
 }
 
@@ -654,8 +793,9 @@ static void context_dealloc(PyObject *object)
     Ring *ring = &((Context *)object)->ring;
     PyTypeObject *type = Py_TYPE(object);
     free_words(ring->modulus, ring->padded);
-    free_words(ring->radix_square, ring->padded * LANES);
-    free_words(ring->one, ring->padded * LANES);
+    free_words(ring->complement, ring->padded);
+    free_words(ring->radix_square, ring->stride);
+    free_words(ring->one, ring->stride);
     wipe(ring, sizeof *ring);
     type->tp_free(object);
     Py_DECREF(type);
@@ -669,7 +809,7 @@ static size_t lanes_from(size_t count, size_t first)
 KERNEL void multiply_all(const Ring *ring, const unsigned char *left, const unsigned char *right,
                          size_t count, unsigned char *out, word *work)
 {
-    const size_t stride = ring->padded * LANES, width = ring->width;
+    const size_t stride = ring->stride, width = ring->n_bytes;
     word *a = work, *b = a + stride, *sum = b + stride;
     for (size_t first = 0; first < count; first += LANES) {
         size_t n_lanes = lanes_from(count, first);
@@ -689,11 +829,11 @@ static PyObject *context_multiply(PyObject *object, PyObject *args)
     PyObject *out = NULL;
     if (!PyArg_ParseTuple(args, "y*y*", &left, &right))
         return NULL;
-    Py_ssize_t count = count_numbers(&left, ring->width);
+    Py_ssize_t count = count_numbers(&left, ring->n_bytes);
     if (count >= 0 && left.len != right.len)
         PyErr_SetString(PyExc_ValueError, "expected as many numbers left as right");
     else if (count >= 0 && (out = PyBytes_FromStringAndSize(NULL, left.len))) {
-        const size_t n_work = 4 * ring->padded * LANES;
+        const size_t n_work = 4 * ring->stride;
         word *work = new_words(n_work);
         unsigned char *to = (unsigned char *)PyBytes_AS_STRING(out);
         if (work) {
@@ -714,13 +854,13 @@ static PyObject *context_multiply(PyObject *object, PyObject *args)
 static void power_all(const Ring *ring, const unsigned char *bases, size_t count,
                       Exponents exponents, unsigned char *out, size_t window, word *work)
 {
-    word *lanes = work, *rest = work + ring->padded * LANES;
+    word *lanes = work, *rest = work + ring->stride;
     for (size_t first = 0; first < count; first += LANES) {
         size_t n_lanes = lanes_from(count, first);
-        read_lanes(ring, bases + first * ring->width, n_lanes, lanes);
+        read_lanes(ring, bases + first * ring->n_bytes, n_lanes, lanes);
         exponents.count = exponents.stride ? n_lanes : LANES;
         power_lanes(ring, lanes, &exponents, window, rest);
-        write_lanes(ring, lanes, n_lanes, out + first * ring->width);
+        write_lanes(ring, lanes, n_lanes, out + first * ring->n_bytes);
         exponents.bytes += LANES * exponents.stride;
     }
 }
@@ -743,7 +883,7 @@ static PyObject *context_power(PyObject *object, PyObject *args)
     PyObject *out = NULL;
     if (!PyArg_ParseTuple(args, "y*y*n", &bases, &buffer, &bits))
         return NULL;
-    if ((count = count_numbers(&bases, ring->width)) < 0
+    if ((count = count_numbers(&bases, ring->n_bytes)) < 0
         || (n_exponents = count_exponents(&buffer, bits)) < 0)
         goto release;
     if (n_exponents != 1 && n_exponents != count) {
@@ -754,7 +894,7 @@ static PyObject *context_power(PyObject *object, PyObject *args)
         const Exponents exponents = {buffer.buf, (size_t)bits,
                                      n_exponents == 1 ? 0 : ((size_t)bits + 7) / 8, 0};
         const size_t window = window_for((size_t)bits);
-        const size_t n_work = power_words(ring, window) + ring->padded * LANES;
+        const size_t n_work = power_words(ring, window) + ring->stride;
         word *work = new_words(n_work);
         unsigned char *to = (unsigned char *)PyBytes_AS_STRING(out);
         if (work) {
@@ -792,7 +932,7 @@ static Table *new_table(Context *context, Py_ssize_t exponent_bits, Py_ssize_t w
     grid->exponent_bits = (size_t)exponent_bits;
     grid->window = (size_t)window;
     grid->n_rows = (grid->exponent_bits + grid->window - 1) / grid->window;
-    grid->n_words = (grid->n_rows << grid->window) * context->ring.padded;
+    grid->n_words = (grid->n_rows << grid->window) * context->ring.n_words;
     if (!(grid->words = new_words(grid->n_words))) {
         PyErr_NoMemory();
         Py_CLEAR(self);
@@ -812,9 +952,10 @@ static void table_dealloc(PyObject *object)
 
 static void make_grid(const Ring *ring, const Grid *grid, const unsigned char *number, word *work)
 {
-    const size_t stride = ring->padded * LANES;
-    for (size_t lane = 0; lane < LANES; lane++)
-        limbs_of(number, ring->width, work + lane, ring->n_limbs, LANES);
+    const size_t stride = ring->stride;
+    read_lanes(ring, number, 1, work);
+    for (size_t k = 0; k < stride; k++)
+        work[k] = work[k / LANES * LANES];
     multiply(ring, work, work, ring->radix_square, work + stride);
     fill_grid(ring, grid, work, work + stride);
 }
@@ -827,10 +968,10 @@ static PyObject *context_table(PyObject *object, PyObject *args)
     Table *table = NULL;
     if (!PyArg_ParseTuple(args, "y*nn", &base, &exponent_bits, &window))
         return NULL;
-    if ((size_t)base.len != ring->width)
-        PyErr_Format(PyExc_ValueError, "a base of %zd bytes, not %zu", base.len, ring->width);
+    if ((size_t)base.len != ring->n_bytes)
+        PyErr_Format(PyExc_ValueError, "a base of %zd bytes, not %zu", base.len, ring->n_bytes);
     else if ((table = new_table((Context *)object, exponent_bits, window))) {
-        const size_t n_work = 5 * ring->padded * LANES;
+        const size_t n_work = 5 * ring->stride;
         word *work = new_words(n_work);
         if (work) {
             Py_BEGIN_ALLOW_THREADS
@@ -850,20 +991,20 @@ static PyObject *context_table(PyObject *object, PyObject *args)
 KERNEL void copy_entries(const Ring *ring, const Grid *grid, size_t first, size_t count,
                          unsigned char *out, const unsigned char *in, word *work)
 {
-    word *lanes = work, *sum = work + ring->padded * LANES, *entry[LANES];
+    word *lanes = work, *sum = work + ring->stride, *entry[LANES];
     for (size_t at = 0; at < count; at += LANES) {
         size_t n_lanes = lanes_from(count, at);
         for (size_t lane = 0; lane < LANES; lane++)
             entry[lane] = grid_entry(ring, grid, 0, first + at + (lane < n_lanes ? lane : 0));
         if (in) {
-            read_lanes(ring, in + at * ring->width, n_lanes, lanes);
+            read_lanes(ring, in + at * ring->n_bytes, n_lanes, lanes);
             multiply(ring, lanes, lanes, ring->radix_square, sum);
             lanes_to_entries(ring, entry, n_lanes, lanes);
         } else {
             entries_to_lanes(ring, lanes, entry);
             leave(ring, lanes, lanes, sum);
             reduce(ring, lanes, sum);
-            write_lanes(ring, lanes, n_lanes, out + at * ring->width);
+            write_lanes(ring, lanes, n_lanes, out + at * ring->n_bytes);
         }
     }
 }
@@ -877,10 +1018,10 @@ static PyObject *context_read_table(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*nn", &body, &exponent_bits, &window))
         return NULL;
     if ((table = new_table((Context *)object, exponent_bits, window))) {
-        const size_t n_work = 3 * ring->padded * LANES;
+        const size_t n_work = 3 * ring->stride;
         const size_t count = table->grid.n_rows << window;
         word *work = NULL;
-        if ((size_t)body.len != count * ring->width) {
+        if ((size_t)body.len != count * ring->n_bytes) {
             Py_CLEAR(table);
             PyErr_Format(PyExc_ValueError, "%zd bytes are not %zu numbers", body.len, count);
         } else if (!(work = new_words(n_work))) {
@@ -901,7 +1042,7 @@ static PyObject *table_entries(PyObject *object, PyObject *args)
 {
     const Grid *grid = &((Table *)object)->grid;
     const Ring *ring = &((Table *)object)->context->ring;
-    const size_t n_work = 3 * ring->padded * LANES;
+    const size_t n_work = 3 * ring->stride;
     const Py_ssize_t most = (Py_ssize_t)(grid->n_rows << grid->window);
     Py_ssize_t first, count;
     if (!PyArg_ParseTuple(args, "nn", &first, &count))
@@ -910,7 +1051,7 @@ static PyObject *table_entries(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_IndexError, "no such entries");
         return NULL;
     }
-    PyObject *out = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)ring->width);
+    PyObject *out = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)ring->n_bytes);
     word *work = out ? new_words(n_work) : NULL;
     if (work) {
         unsigned char *to = (unsigned char *)PyBytes_AS_STRING(out);
@@ -931,8 +1072,8 @@ static void grid_power_all(const Ring *ring, const Grid *grid, const unsigned ch
     Exponents exponents = {bytes, grid->exponent_bits, (grid->exponent_bits + 7) / 8, 0};
     for (size_t first = 0; first < count; first += LANES) {
         exponents.count = lanes_from(count, first);
-        grid_power(ring, grid, &exponents, work, work + ring->padded * LANES);
-        write_lanes(ring, work, exponents.count, out + first * ring->width);
+        grid_power(ring, grid, &exponents, work, work + ring->stride);
+        write_lanes(ring, work, exponents.count, out + first * ring->n_bytes);
         exponents.bytes += LANES * exponents.stride;
     }
 }
@@ -941,7 +1082,7 @@ static PyObject *table_power(PyObject *object, PyObject *args)
 {
     const Grid *grid = &((Table *)object)->grid;
     const Ring *ring = &((Table *)object)->context->ring;
-    const size_t n_work = 4 * ring->padded * LANES;
+    const size_t n_work = 4 * ring->stride;
     Py_buffer buffer;
     PyObject *out = NULL;
     word *work = NULL;
@@ -949,7 +1090,7 @@ static PyObject *table_power(PyObject *object, PyObject *args)
         return NULL;
     Py_ssize_t count = count_exponents(&buffer, (Py_ssize_t)grid->exponent_bits);
     if (count >= 0)
-        out = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)ring->width);
+        out = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)ring->n_bytes);
     if (out && (work = new_words(n_work))) {
         unsigned char *to = (unsigned char *)PyBytes_AS_STRING(out);
         Py_BEGIN_ALLOW_THREADS
@@ -1053,7 +1194,8 @@ static PyObject *supported(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(igno
 
 static int start_module(PyObject *module)
 {
-    if (PyModule_AddIntConstant(module, "MAX_BITS", MAX_BITS) < 0)
+    if (PyModule_AddIntConstant(module, "MAX_BITS", MAX_BITS) < 0
+        || PyModule_AddIntConstant(module, "INTERFACE", 2) < 0)
         return -1;
     return add_types(module);
 }

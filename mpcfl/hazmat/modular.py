@@ -3,8 +3,10 @@
 Two ways, equal bit for bit: the kernel `mpcfl.hazmat._ifma` (eight numbers at once, AVX-512
 IFMA), where it was built and the processor has it, and GMP by way of gmpy2 everywhere else.
 The kernel multiplies by Montgomery's method in radix 2^52 with results below twice the
-modulus, so that no step compares (Gueron 2002; Gueron and Krasnov 2012 for the radix). Fixed
-bases use a table of powers by radix-2^w digits (Brickell, Gordon, McCurley, Wilson 1992).
+modulus, so that no step compares (Gueron 2002; Gueron and Krasnov 2012 for the radix). Modulo
+a square m^2, as all of Paillier is, a number is x0 + x1 m and its parts are multiplied modulo m
+(`ifma.c` says how), for 5/8 of the work. Fixed bases use a table of powers by radix-2^w digits
+(Brickell, Gordon, McCurley, Wilson 1992).
 
 Numbers may be `int` or `gmpy2.mpz` on the way in, of any size and sign, and are reduced;
 results are `gmpy2.mpz` in [0, modulus). All work but the conversion of numbers releases the
@@ -21,7 +23,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any, Final
 
 import gmpy2
@@ -33,7 +34,9 @@ try:
 except ImportError:  # not built: no compiler, or another architecture
     _KERNEL_BITS = 0
 else:
-    _KERNEL_BITS = _ifma.MAX_BITS if _ifma.supported() else 0
+    # One that was built in place from older sources takes other arguments.
+    _CURRENT = getattr(_ifma, "INTERFACE", 1) == 2
+    _KERNEL_BITS = _ifma.MAX_BITS if _CURRENT and _ifma.supported() else 0
 
 # The kernel takes as long for one number as for eight, about what GMP takes for two.
 _FEWEST_FOR_KERNEL: Final = 2
@@ -64,7 +67,7 @@ class Modulus:
         BackendUnavailable: ``kernel`` is True and there is none for this modulus.
     """
 
-    __slots__ = ("_context", "_one", "_width", "value")
+    __slots__ = ("_context", "_one", "_part_width", "_root", "_width", "value")
 
     def __init__(self, value: int, *, kernel: bool | None = None) -> None:
         self.value = gmpy2.mpz(value)
@@ -78,10 +81,22 @@ class Modulus:
             )
         self._width = 8 * ((bits + 63) // 64)
         self._one = gmpy2.mpz(1)
+        self._root = gmpy2.isqrt(self.value) if gmpy2.is_square(self.value) else None
         self._context: _ifma.Context | None = None
         if bits <= _KERNEL_BITS and kernel is not False:
-            square = gmpy2.powmod(2, 2 * _ifma.radix_bits(bits), self.value)
-            self._context = _ifma.Context(*map(self._bytes_of, (self.value, square)))
+            self._context = self._open_kernel()
+
+    def _open_kernel(self) -> _ifma.Context:
+        """Hand the modulus, or its root, to the kernel, with R^2 and 1 - R."""
+        inner = self.value if self._root is None else self._root
+        # A part of a number modulo a square takes one bit more than the root.
+        part_bits = inner.bit_length() + (self._root is not None)
+        self._part_width = 8 * ((part_bits + 63) // 64)
+        radix_bits = _ifma.radix_bits(inner.bit_length())
+        square = gmpy2.powmod(2, 2 * radix_bits, self.value)
+        complement = (1 - gmpy2.powmod(2, radix_bits, inner)) % inner
+        contents = [n.to_bytes(self._part_width, "little") for n in (inner, complement)]
+        return _ifma.Context(contents[0], self._pack((square,)), contents[1])
 
     @property
     def uses_kernel(self) -> bool:
@@ -95,7 +110,9 @@ class Modulus:
             ValueError: the sequences differ in length.
         """
         _check_lengths(len(left), len(right))
-        if self._context is None or len(left) < _FEWEST_FOR_KERNEL:
+        # Modulo a square, converting costs as much as the product.
+        few = len(left) < _FEWEST_FOR_KERNEL
+        if self._context is None or few or self._root is not None:
             return [gmpy2.mpz(a) * b % self.value for a, b in zip(left, right, strict=True)]
         return self._unpack(self._context.multiply(self._pack(left), self._pack(right)))
 
@@ -147,17 +164,20 @@ class Modulus:
         return [gmpy2.mpz(number) % self.value for number in numbers]
 
     def _pack(self, numbers: Iterable[int]) -> bytes:
-        """Join numbers, reduced, as little-endian bytes of the modulus' width."""
-        return b"".join([self._bytes_of(number) for number in self._reduced(numbers)])
+        """Join numbers, reduced, as the kernel takes them: little-endian, part by part."""
+        parts: Iterable[Any] = self._reduced(numbers)
+        if self._root is not None:
+            pairs = (gmpy2.f_divmod(number, self._root) for number in parts)
+            parts = (part for second, first in pairs for part in (first, second))
+        return _join(parts, self._part_width)
 
-    def _bytes_of(self, number: Any) -> bytes:
-        content: bytes = number.to_bytes(self._width, "little")
-        return content
-
-    def _unpack(self, content: bytes | memoryview) -> list[int]:
-        view, width = memoryview(content), self._width
-        starts = range(0, len(view), width)
-        return [gmpy2.mpz.from_bytes(view[s : s + width], "little") for s in starts]
+    def _unpack(self, content: bytes) -> list[int]:
+        """Split what the kernel returns."""
+        parts = _split(content, self._part_width)
+        if self._root is None:
+            return parts
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        return [(first + second * self._root) % self.value for first, second in pairs]
 
     def __repr__(self) -> str:
         return f"Modulus(<{self.value.bit_length()} bits>, kernel={self.uses_kernel})"
@@ -237,10 +257,8 @@ class FixedBase:
         A tag, a digest of the parameters, a digest of the rest, and all numbers row by row,
         each as little-endian bytes in the fewest 64-bit words that hold the modulus.
         """
-        if self._modulus.uses_kernel:
-            body = self._table.entries(0, self.n_rows << self._window_bits)
-        else:
-            body = self._modulus._pack(chain.from_iterable(self._table))
+        width = self._modulus._width
+        body = b"".join([_join(self._row(row), width) for row in range(self.n_rows)])
         return b"".join([_TABLE_TAG, self._fingerprint(), hashlib.sha256(body).digest(), body])
 
     @classmethod
@@ -275,16 +293,22 @@ class FixedBase:
             numbers.append(numbers[-1] * step % value)
         return numbers
 
-    def _read_table(self, body: memoryview) -> Any:
-        if self._modulus._context is not None:
-            widths = (self._exponent_bits, self._window_bits)
-            return self._modulus._context.read_table(body, *widths)
+    def _row(self, row: int) -> list[int]:
+        """Return all entries of a row."""
+        if not self._modulus.uses_kernel:
+            numbers: list[int] = self._table[row]
+            return numbers
         per_row = 1 << self._window_bits
-        row_bytes = per_row * self._modulus._width
-        return [
-            self._modulus._unpack(body[start : start + row_bytes])
-            for start in range(0, len(body), row_bytes)
-        ]
+        return self._modulus._unpack(self._table.entries(row * per_row, per_row))
+
+    def _read_table(self, body: memoryview) -> Any:
+        row_bytes = self._modulus._width << self._window_bits
+        starts = range(0, len(body), row_bytes)
+        rows = (_split(body[s : s + row_bytes], self._modulus._width) for s in starts)
+        if self._modulus._context is None:
+            return list(rows)
+        packed = b"".join([self._modulus._pack(row) for row in rows])
+        return self._modulus._context.read_table(packed, self._exponent_bits, self._window_bits)
 
     def _product(self, exponent: int) -> int:
         product: int = self._modulus._one
@@ -326,6 +350,18 @@ def _unlocked() -> Iterator[None]:
         yield
 
 
+def _join(numbers: Iterable[Any], width: int) -> bytes:
+    """Join numbers as little-endian bytes of one width."""
+    return b"".join([number.to_bytes(width, "little") for number in numbers])
+
+
+def _split(content: bytes | memoryview, width: int) -> list[int]:
+    """Reverse `_join`."""
+    view = memoryview(content)
+    starts = range(0, len(view), width)
+    return [gmpy2.mpz.from_bytes(view[s : s + width], "little") for s in starts]
+
+
 def _check_lengths(left: int, right: int) -> None:
     if left != right:
         raise ValueError(f"sequences of {left} and {right} numbers; expected the same length")
@@ -344,4 +380,4 @@ def _check_exponents(exponents: Sequence[int], most_bits: int | None) -> None:
 def _pack_exponents(exponents: Iterable[int], bits: int) -> bytes:
     """Join exponents as little-endian bytes, each in the fewest bytes that hold ``bits``."""
     width = (bits + 7) // 8
-    return b"".join([e.to_bytes(width, "little") for e in exponents])
+    return _join(exponents, width)

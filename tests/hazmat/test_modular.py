@@ -117,6 +117,34 @@ def test_a_power_that_is_zero(kernel: bool) -> None:
 
 
 @both_ways
+@pytest.mark.parametrize("bits", [2, 3, 51, 64, 412, 413, 466, 518, 570, 622, 674, 1024, 2048])
+def test_squares_as_moduli(bits: int, kernel: bool) -> None:
+    """The kernel computes modulo the root there; multiples of the root are its special cases."""
+    for root in moduli(bits):
+        value = root * root
+        modulus = Modulus(value, kernel=kernel)
+        bases = [root, value - root, 2 * root + 1, *operands(value, 6)]
+        exponent = next(numbers(3, 30)) | 1 << 29
+        expected = [pow(base, exponent, value) for base in bases]
+        assert modulus.power(bases, exponent) == expected
+        assert modulus.power_secret(bases, 3, 30) == [pow(base, 3, value) for base in bases]
+        assert modulus.multiply(bases, bases[::-1]) == product(bases, bases[::-1], value)
+
+
+@pytest.mark.parametrize("writer", WAYS)
+@pytest.mark.parametrize("reader", WAYS)
+def test_fixed_base_modulo_a_square(writer: bool, reader: bool) -> None:
+    root = moduli(521)[2]
+    value, exponents = root * root, [0, 1, (1 << 40) - 1, *islice(numbers(7, 40), 6)]
+    for base in (root, root + 1, value - 1, next(numbers(8, 1000))):
+        content = FixedBase(Modulus(value, kernel=writer), base, 40, 4).to_bytes()
+        table = FixedBase.from_bytes(Modulus(value, kernel=reader), base, 40, 4, content)
+        assert table.power(exponents) == [pow(base, e, value) for e in exponents]
+        assert table.entry(3, 5) == pow(base, 5 << 12, value)
+        assert table.to_bytes() == content
+
+
+@both_ways
 def test_a_secret_exponent_as_long_as_the_modulus(kernel: bool) -> None:
     value = moduli(1024)[2]
     modulus, bases = Modulus(value, kernel=kernel), operands(value, 8)
