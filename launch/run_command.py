@@ -17,6 +17,7 @@ from mpcfl.launch.jobs import find_job
 from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome, compose, supervise
 from mpcfl.parties.events import Ended, Event, Failed, Started, from_json
+from mpcfl.parties.key_share import KeyFiles
 from mpcfl.parties.resume import Request
 from mpcfl.parties.rules import check_job
 from mpcfl.report.run_folder import fresh_run_path, require_vacant
@@ -65,6 +66,7 @@ def run(options: RunOptions) -> None:
     console = Console(stderr=options.as_json)
     job = options.load()
     check_job(job, options.insecure)
+    KeyFiles(options.keys, options.passphrases)
     out = options.resume or options.out or fresh_run_path(job.task)
     if options.resume is None:
         require_vacant(out)
@@ -92,7 +94,8 @@ def run(options: RunOptions) -> None:
         outcome = supervise(command, on_line, failed=failed)
     if options.debug and outcome.exit_code:
         sys.stderr.write("\n".join(outcome.stderr_tail) + "\n")
-    _raise_failure(outcome, failures, out if began.is_set() else None, ended=ended.is_set())
+    remedy = _resume_command(options, out) if began.is_set() else None
+    _raise_failure(outcome, failures, remedy, ended=ended.is_set())
     if options.as_json:
         sys.stdout.write((out / "run.json").read_text(encoding="utf-8"))
 
@@ -105,8 +108,7 @@ def _program(options: RunOptions, out: Path) -> list[str]:
         program += ["-n", str(options.parties)]
     for override in options.all_overrides():
         program += ["--set", override]
-    for option, path in (("--keys", options.keys), ("--passphrases", options.passphrases)):
-        program += [] if path is None else [option, str(path)]
+    program += _key_options(options)
     flags = {"--insecure": options.insecure, "--debug": options.debug}
     return [*program, *(flag for flag, given in flags.items() if given), "--events"]
 
@@ -118,12 +120,21 @@ def _parse(line: str) -> Event | None:
         return None
 
 
+def _resume_command(options: RunOptions, out: Path) -> str:
+    return shlex.join(["mpcfl", "run", "--resume", str(out), *_key_options(options)])
+
+
+def _key_options(options: RunOptions) -> list[str]:
+    paths = (("--keys", options.keys), ("--passphrases", options.passphrases))
+    return [part for option, path in paths if path is not None for part in (option, str(path))]
+
+
 def _raise_failure(
-    outcome: Outcome, failures: list[Failed], began: Path | None, *, ended: bool
+    outcome: Outcome, failures: list[Failed], resume: str | None, *, ended: bool
 ) -> None:
     """Raise what went wrong; mpirun's word is not enough, it ends well if all ranks are killed."""
     # A run that began has a checkpoint; one that was refused has another remedy.
-    remedy = "" if began is None else f"; continue it with: mpcfl run --resume {began}"
+    remedy = "" if resume is None else f"; continue it with: {resume}"
     if failures:
         raise MpcflError(failures[0].message + remedy)
     if outcome.exit_code or not ended:

@@ -17,11 +17,12 @@ from mpcfl.net.roster import agree_run_id, check_in
 from mpcfl.parties.aggregator import agree_without_model, run_aggregator
 from mpcfl.parties.data_party import Hooks, agree_on_model, run_data_party
 from mpcfl.parties.events import Ended, Event
+from mpcfl.parties.key_share import KeyFiles, keep_key, require_kept_key
 from mpcfl.parties.ledgers import open_ledgers
 from mpcfl.parties.recorder import Recorder
 from mpcfl.parties.resume import Request
 from mpcfl.parties.rules import check_job, check_ranks, rank_names
-from mpcfl.parties.setup import KeyFiles, Rank, T, attempt, make_rank
+from mpcfl.parties.setup import Rank, T, attempt, make_rank
 from mpcfl.report.checkpoint import load_checkpoint, restore, save_checkpoint
 from mpcfl.report.run_folder import RunFolder, RunLock, fresh_run_path, open_run_folder
 from mpcfl.report.run_record import RunRecord, read_rounds
@@ -131,8 +132,10 @@ def _agree_on_folder(
 
     def claim() -> RunLock:
         if options.resume is not None:
+            require_kept_key(RunFolder(path), rank.key)
             return RunLock(RunFolder(path))
         folder = open_run_folder(path)
+        keep_key(folder, rank.key)
         folder.job_json.write_text(json.dumps(job.model_dump(mode="json"), indent=2) + "\n")
         return RunLock(folder)
 

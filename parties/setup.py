@@ -5,20 +5,19 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
-from mpcfl.config import Custody, Job, Unit
+from mpcfl.config import Job, Unit
 from mpcfl.dp.heads import SeenHeads
 from mpcfl.dp.ledger import Budget, Ledger
 from mpcfl.dp.plan import View
 from mpcfl.errors import ConfigError, MpcflError
+from mpcfl.parties.key_share import NO_KEY_FILES, KeyFiles, backend_of
 from mpcfl.round import PartyData, PublicState, party_data, public_state
 from mpcfl.secagg.base import BackendFactory
-from mpcfl.secagg.registry import INSECURE_BACKENDS, load_backend
+from mpcfl.secagg.registry import INSECURE_BACKENDS
 
 T = TypeVar("T")
 
@@ -69,33 +68,14 @@ class Rank:
         return Budget(plan.epsilon(view=self.view) if exposed else privacy.epsilon, privacy.delta)
 
 
-@dataclass(frozen=True, slots=True)
-class KeyFiles:
-    """Where this party's key share lies, and its passphrase; None where rank 0 deals shares.
-
-    Raises:
-        ConfigError: one is given without the other.
-    """
-
-    folder: Path | None = None
-    passphrases: Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.folder is None) != (self.passphrases is None):
-            raise ConfigError("--keys DIR and --passphrases FILE go together; give both or none")
-
-
-NO_FILES = KeyFiles()
-
-
-def make_rank(job: Job, rank: int, files: KeyFiles = NO_FILES) -> Rank:
+def make_rank(job: Job, rank: int, files: KeyFiles = NO_KEY_FILES) -> Rank:
     """Load what this rank needs: the public state, and at a data party its key share and data.
 
     Raises:
         MpcflError: something is missing or wrong; the text names it and the remedy.
     """
     public = public_state(job)
-    open_backend, key = _backend(job, rank, files)
+    open_backend, key = backend_of(job, rank, files)
     if rank >= job.parties.count:
         return Rank(public, open_backend, None, key=key)
     records = public.task.party_data(rank, job.parties.count)
@@ -103,24 +83,6 @@ def make_rank(job: Job, rank: int, files: KeyFiles = NO_FILES) -> Rank:
     exposed = job.aggregation.backend in INSECURE_BACKENDS
     view = View.OWN_SHARE if exposed else View.COALITION
     return Rank(public, open_backend, party_data(public, rank, records), view=view, key=key)
-
-
-def _backend(job: Job, rank: int, files: KeyFiles) -> tuple[BackendFactory, str]:
-    """Return what opens this job's backend, and the key of this party's share where it has one."""
-    open_backend = load_backend(job.aggregation.backend)
-    if files.folder is None or files.passphrases is None:
-        return open_backend, ""
-    if job.aggregation.custody is not Custody.THRESHOLD:
-        raise ConfigError('--keys is of use with aggregation.custody = "threshold" only')
-    # Whoever has key files has what reads them; the module needs gmpy2.
-    from mpcfl.secagg.key_holding import check_share, hold_share, read_own_passphrase
-
-    path = files.folder / f"{job.parties.all_names()[rank]}.share"
-    held = hold_share(path, read_own_passphrase(files.passphrases, rank))
-    check_share(held.share, job.aggregation.key_bits, job.aggregation.threshold)
-    # Only backends with custody `threshold` take a share; the job has been checked for it.
-    with_share: Any = open_backend
-    return partial(with_share, held=held), held.share.key.fingerprint
 
 
 def _check_records(

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def threshold_key(self) -> Path:
+        """The fingerprint of the key that the parties brought shares of, where they did."""
+        return self.path / "threshold-key.txt"
+
+    @property
     def checkpoint(self) -> Path:
         """The folder of the last checkpoint, and of what is known of the rounds before it."""
         return self.path / "checkpoint"

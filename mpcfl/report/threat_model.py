@@ -63,8 +63,9 @@ _THRESHOLD = (
     "of that product only, once. {few} nothing but the opened sum; {many} that pool their "
     "shares can decrypt every honest party's input. Whoever dealt the shares is trusted to have "
     "forgotten the key: the process that ran mpcfl keygen or, in a run without key files, rank 0. "
-    "A wrong partial decryption is refused with its author's name; a party that tells a wrong sum "
-    "after it combined them is not found."
+    "A wrong partial decryption is refused with its author's name. Parties are assumed to follow "
+    "the protocol else: one that tells a wrong sum after it combined them is not found, nor one "
+    "that shows what it made of another party's earlier ciphertexts as its own."
 )
 _DCR = " Ciphertexts hide what is in them under the decisional composite residuosity assumption"
 _SHORT_EXPONENTS = (

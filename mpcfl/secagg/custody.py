@@ -41,6 +41,17 @@ class Roles:
     aggregator: int | None
     shared_key: bool = False
 
+    @property
+    def encrypting_ranks(self) -> tuple[int, ...]:
+        """Ranks that make ciphertexts.
+
+        A holder among three or more adds its own values to what it decrypts, so that no
+        ciphertext of them exists; a rank that is alone has nobody to hide from.
+        """
+        if self.aggregator is not None or self.shared_key or len(self.data_ranks) == 2:
+            return self.data_ranks
+        return tuple(rank for rank in self.data_ranks if rank not in self.key_ranks)
+
 
 def assign_roles(custody: Custody, n_ranks: int) -> Roles:
     """Return the roles of ``n_ranks`` ranks.

@@ -16,7 +16,9 @@ import hashlib
 import json
 import os
 import stat
+import threading
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ class DecryptionLog:
         self._spent: set[_Entry] = set()
         self._head = _FIRST_HASH
         self._closed = False
+        self._one_by_one = threading.Lock()
+        self._process_id = os.getpid()
         self._file = None if path is None else _open_locked(path)
         # Who forgets the log gives its file back all the same.
         self._give_back = weakref.finalize(self, _close, self._file)
@@ -67,19 +71,24 @@ class DecryptionLog:
 
         Raises:
             OutOfOrder: it was made before, or the log was closed; nothing is noted.
-            KeyFileError: it can't be written, so the partial must not be made.
+            KeyFileError: it can't be written, so the partial must not be made; the log is
+                closed, as what it holds now is not known.
         """
-        if self._closed:
-            raise OutOfOrder("this key share was put away; open a new session")
         entry = (run_id, sum_id.round_id, sum_id.attempt, chunk)
-        if entry in self._spent:
-            raise OutOfOrder(
-                f"this key share has decrypted chunk {chunk} of round {sum_id.round_id}, attempt "
-                f"{sum_id.attempt} before; open each sum once, and start a new attempt for another"
-            )
-        if self._file is not None:
-            self._append(self._file, dict(zip(_FIELDS, entry, strict=True)) | {"product": digest})
-        self._spent.add(entry)
+        with self._one_by_one:
+            # A child process has a copy of what was spent, which would not hear of its parent's.
+            if self._closed or os.getpid() != self._process_id:
+                raise OutOfOrder("this key share was put away; open a new session")
+            if entry in self._spent:
+                raise OutOfOrder(
+                    f"this key share has decrypted chunk {chunk} of round {sum_id.round_id}, "
+                    f"attempt {sum_id.attempt} before; open each sum once, and start a new "
+                    "attempt for another"
+                )
+            if self._file is not None:
+                fields = dict(zip(_FIELDS, entry, strict=True)) | {"product": digest}
+                self._append(self._file, fields)
+            self._spent.add(entry)
 
     def close(self) -> None:
         """Give the file back; nothing can be noted any more."""
@@ -93,9 +102,13 @@ class DecryptionLog:
         try:
             _write_all(file, line)
             os.fsync(file)
-        except OSError as error:
+        except BaseException as error:
             # Half a line before the next one would make the log unreadable.
-            os.ftruncate(file, whole)
+            with suppress(OSError):
+                os.ftruncate(file, whole)
+            self.close()
+            if not isinstance(error, OSError):
+                raise
             raise KeyFileError(
                 f"{self._path}: can't note what is decrypted: {error.strerror}; mend it and open a "
                 "new session"

@@ -111,7 +111,7 @@ def check_share(share: KeyShare, key_bits: int, threshold: int | None) -> None:
     if threshold is not None and threshold != key.threshold:
         raise ConfigError(
             f"{key.threshold} of these key shares decrypt, threshold is {threshold}; set "
-            "threshold to the former, or leave it out"
+            "threshold to the former, or bring shares of another ceremony"
         )
 
 

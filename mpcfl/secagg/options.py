@@ -98,9 +98,9 @@ def propose(
     if not MIN_MODULUS_BITS <= modulus_bits <= MAX_MODULUS_BITS:
         raise ConfigError(f"modulus_bits = {modulus_bits} is not in 8 to 64; 32 is the default")
     _check_names(options)
-    custody, held = _read_custody(backend, options)
     key_bits = operator.index(options.get("key_bits", DEFAULT_KEY_BITS))
     check_key_bits(key_bits)
+    custody, held = _read_custody(backend, key_bits, options)
     settings = SumSettings(
         dim=dim,
         modulus_bits=modulus_bits,
@@ -186,7 +186,9 @@ def _resolve(choice: NeighborChoice, n_ranks: int, options: Mapping[str, Any]) -
     return resolve_neighbors(choice, n_ranks, colluding, max_dropout)
 
 
-def _read_custody(backend: str, options: Mapping[str, Any]) -> tuple[Custody, HeldShare | None]:
+def _read_custody(
+    backend: str, key_bits: int, options: Mapping[str, Any]
+) -> tuple[Custody, HeldShare | None]:
     custody, held = options.get("custody", Custody.HOLDER), options.get("key_share")
     if custody not in (Custody.HOLDER, Custody.THRESHOLD):
         raise ConfigError(
@@ -201,6 +203,9 @@ def _read_custody(backend: str, options: Mapping[str, Any]) -> tuple[Custody, He
     holding = sys.modules.get("mpcfl.secagg.key_holding")
     if held is not None and (holding is None or not isinstance(held, holding.HeldShare)):
         raise TypeError("key_share is what mpcfl.load_key_share(path, passphrase) returns")
+    if held is not None and holding is not None:
+        # Here, where all ranks hear of it.
+        holding.check_share(held.share, key_bits, options.get("threshold"))
     return Custody(custody), held
 
 

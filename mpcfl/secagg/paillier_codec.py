@@ -12,7 +12,7 @@ import numpy as np
 
 from mpcfl.errors import ProtocolError
 from mpcfl.net.codec import WordCodec
-from mpcfl.secagg.base import IntVector, centre
+from mpcfl.secagg.base import IntVector, Levels, centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def raw_decode_primes(message: bytes, key_bits: int) -> tuple[int, int]:
     return int.from_bytes(message[:width], "big"), int.from_bytes(message[width:], "big")
 
 
-def encode_opened(values: IntVector, modulus_bits: int) -> bytes:
+def encode_opened(values: Levels, modulus_bits: int) -> bytes:
     """Return opened sums, centred mod 2^b, packed to b bits each."""
     codec = WordCodec(modulus_bits)
     words = np.ascontiguousarray(values).astype(codec.dtype)

@@ -169,7 +169,7 @@ class Link:
         except ProtocolError as error:
             raise ProtocolError(f"rank {source} sent what can't be summed: {error}") from error
 
-    def encode_opened(self, values: IntVector) -> bytes:
+    def encode_opened(self, values: Levels) -> bytes:
         """Return opened sums at b bits each."""
         return encode_opened(values, self.settings.modulus_bits)
 
@@ -177,7 +177,9 @@ class Link:
         """Return one chunk of opened sums."""
         return decode_opened(message, chunk.stop - chunk.start, self.settings.modulus_bits)
 
-    def decrypt_beside(self, work: Callable[[], IntVector], waiting: Sequence[Future[Any]]) -> Any:
+    def decrypt_beside(
+        self, work: Callable[[], Levels], waiting: Sequence[Future[Levels]]
+    ) -> Future[Levels]:
         """Start to decrypt one chunk in a thread; first wait where too many do so already.
 
         Args:

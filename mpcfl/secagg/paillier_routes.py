@@ -11,17 +11,19 @@ the true one. Lengths and times of messages show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from mpcfl.config import Custody
 from mpcfl.net.channel import SealedTransport
 from mpcfl.net.transport import Transport
-from mpcfl.secagg.base import IntVector, Levels, SumId, SumSettings, centre
-from mpcfl.secagg.custody import KEY_MAKER
+from mpcfl.secagg.base import Levels, SumId, SumSettings, centre
+from mpcfl.secagg.custody import KEY_MAKER, assign_roles
 from mpcfl.secagg.paillier_link import Chunk, CipherOps, Ciphertexts, Link
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -38,7 +40,7 @@ class _Product:
     """
 
     own: Levels
-    opened: list[Future[IntVector]] = field(default_factory=list)
+    opened: deque[Future[Levels]] = field(default_factory=deque)
 
 
 class HolderSum:
@@ -56,8 +58,8 @@ class HolderSum:
         self._link = Link(transport, wires, ops, settings)
         n_ranks = transport.n_ranks
         self._is_holder = transport.rank == KEY_MAKER
-        # With n >= 3 the holder's own input needs no ciphertext: it never leaves the holder.
-        self._encrypts = n_ranks > 1 and (not self._is_holder or n_ranks == 2)
+        roles = assign_roles(Custody.HOLDER, n_ranks)
+        self._encrypts = transport.rank in roles.encrypting_ranks
         self._path = [0, 1, 0] if n_ranks == 2 else [*range(1, n_ranks), 0]
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Levels:
@@ -84,9 +86,10 @@ class HolderSum:
             return aggregated.own.copy()
         opened: Levels = np.empty(link.settings.dim, dtype=link.dtype)
         others = [rank for rank in range(link.n_ranks) if rank != KEY_MAKER]
-        for number, chunk in enumerate(link.chunks):
+        for chunk in link.chunks:
+            part: Levels
             if self._is_holder:
-                part = aggregated.opened[number].result()
+                part = aggregated.opened.popleft().result()
                 link.send(others, link.encode_opened(part))
             else:
                 message = link.wires.exchange({}, [KEY_MAKER])[KEY_MAKER]
@@ -116,13 +119,15 @@ class HolderSum:
             link.send_ciphertexts(path[place + 1], link.ops.multiply(product, own))
         return link.receive_ciphertexts(path[-2], chunk) if self._is_holder else []
 
-    def _decrypt(self, product: Ciphertexts, chunk: Chunk, own: Levels) -> IntVector:
+    def _decrypt(self, product: Ciphertexts, chunk: Chunk, own: Levels) -> Levels:
         """At the holder: open one chunk; ``own`` is empty where the product has it inside."""
         link = self._link
         n_inputs = link.n_ranks - 1 if own.size else link.n_ranks
         total = link.ops.decrypt(product, chunk.stop - chunk.start, n_inputs)
-        # Sums mod 2^64 keep their low bits, so the carry out of int64 does no harm.
-        return centre(total + own[chunk], link.settings.modulus_bits) if own.size else total
+        if own.size:
+            # Sums mod 2^64 keep their low bits, so the carry out of int64 does no harm.
+            total = centre(total + own[chunk], link.settings.modulus_bits)
+        return total.astype(link.dtype, copy=False)
 
 
 class ClientsSum:
@@ -167,9 +172,7 @@ class ClientsSum:
             link.send_ciphertexts(self._aggregator, link.ops.encrypt(protected[chunk]))
             if self._owner(number) == link.rank:
                 total = link.receive_ciphertexts(self._aggregator, chunk)
-                work = partial(
-                    link.ops.decrypt, total, chunk.stop - chunk.start, len(self._data_ranks)
-                )
+                work = partial(self._decrypt, total, chunk)
                 product.opened.append(link.decrypt_beside(work, product.opened))
         return product
 
@@ -177,10 +180,9 @@ class ClientsSum:
         """See `SecureSum.open`; in each turn every data party decrypts one chunk."""
         link = self._link
         opened: Levels = np.empty(0 if self._is_aggregator else link.settings.dim, link.dtype)
-        own = iter(aggregated.opened)
         for first in range(0, len(link.chunks), len(self._data_ranks)):
             if not self._is_aggregator:
-                self._open_turn(first, own, opened)
+                self._open_turn(first, aggregated.opened, opened)
             # The aggregator has nothing to do, and would else wait for all turns at once.
             link.keep_step()
         link.ops.finish()
@@ -206,13 +208,18 @@ class ClientsSum:
             product = link.ops.multiply(product, link.receive_ciphertexts(rank, chunk))
         link.send_ciphertexts(self._owner(number), product)
 
-    def _open_turn(self, first: int, own: Iterator[Future[IntVector]], opened: Levels) -> None:
+    def _decrypt(self, product: Ciphertexts, chunk: Chunk) -> Levels:
+        n_inputs = len(self._data_ranks)
+        total = self._link.ops.decrypt(product, chunk.stop - chunk.start, n_inputs)
+        return total.astype(self._link.dtype, copy=False)
+
+    def _open_turn(self, first: int, own: deque[Future[Levels]], opened: Levels) -> None:
         link = self._link
         turn = range(first, min(first + len(self._data_ranks), len(link.chunks)))
         numbers = {self._owner(number): number for number in turn}
         outgoing: dict[int, bytes] = {}
         if link.rank in numbers:
-            part = next(own).result()
+            part = own.popleft().result()
             opened[link.chunks[numbers[link.rank]]] = part
             others = [rank for rank in self._data_ranks if rank != link.rank]
             outgoing = dict.fromkeys(others, link.encode_opened(part))

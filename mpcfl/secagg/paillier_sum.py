@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mpcfl.config import Custody
 from mpcfl.errors import ConfigError
 from mpcfl.hazmat.modular import kernel_name
 from mpcfl.hazmat.packing import SlotLayout
@@ -55,14 +56,16 @@ def open_paillier_sum(
     if held is not None and not roles.shared_key:
         raise ConfigError('a key share is only of use with custody = "threshold"')
     layout = SlotLayout(settings.modulus_bits, len(roles.data_ranks), settings.key_bits - 1)
-    # A program that is tried alone has nobody to share a key with.
     if roles.shared_key and transport.n_ranks > 1:
         return _open_threshold(transport, settings, layout, held)
+    if roles.shared_key:
+        # A program that is tried alone has nobody to share a key with.
+        roles = assign_roles(Custody.HOLDER, 1)
     wires = open_wires(transport, settings, "paillier")
     dealt = deal_primes(transport.rank, wires, settings.key_bits, roles, _make_primes)
     private_key = None if dealt.primes is None else PrivateKey(*dealt.primes, has_generator=True)
     public_key = PublicKey(dealt.modulus, has_generator=True)
-    encrypts = transport.rank in roles.data_ranks
+    encrypts = transport.rank in roles.encrypting_ranks
     pool = _open_pool(public_key, private_key, layout, settings) if encrypts else None
     ops = PackedOps(public_key, private_key, layout, pool)
     if roles.aggregator is None:

@@ -6,7 +6,9 @@ before anything is decrypted all compare what they saw. Then t ranks make partia
 of a chunk, in turn; one of them checks their proofs, combines and tells the others. A wrong
 partial is refused with its author's number.
 
-Assumes fewer than t colluding ranks and an honest dealer. Does not protect against a rank that
+Assumes fewer than t colluding ranks that follow the protocol (semi-honest), and an honest dealer.
+Does not protect against a rank that shows, as its own, powers of ciphertexts that it saw before:
+nothing proves that it knows what is inside, and it could open them so. Nor against one that
 tells a wrong sum after combining, or stops: the run ends then. Costs (n - 1) ciphertexts sent
 per rank and chunk where the other custodies send one; that is the price of trusting nobody
 with the product. Source: Damgard, Jurik 2001 (PKC), section 4; Fouque, Poupard, Stern 2000.
@@ -72,14 +74,17 @@ class ThresholdSum:
         self._link = Link(transport, wires, ops, settings)
         self._ops = ops
         self._held: HeldShare | None = held
-        # Of the sum that is being opened: whoever is left may ask for the same ones again.
+        # Of the last sum: whoever is left may ask for the same ones again.
+        self._opened = ""
         self._partials: dict[tuple[SumId, int, bytes], bytes] = {}
         self._indices = compare_shares(transport, held.share, settings)
         _require_enough(self._indices, held)
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Levels:
         """See `SecureSum.protect`; what leaves this rank is encrypted as it leaves."""
-        return self._link.accept(levels, sum_id)
+        accepted = self._link.accept(levels, sum_id)
+        self._partials.clear()
+        return accepted
 
     def aggregate(self, protected: Levels) -> Product:
         """See `SecureSum.aggregate`; every rank gets the product of all ciphertexts.
@@ -90,7 +95,8 @@ class ThresholdSum:
         """
         link = self._link
         sum_id = link.sum_id if link.sum_id is not None else SumId(0)
-        transcript = hashlib.sha256(domain_tag("threshold-sum", link.settings.run_id))
+        name = (link.settings.run_id, sum_id.round_id, sum_id.attempt)
+        transcript = hashlib.sha256(domain_tag("threshold-sum", *name))
         products = []
         for number, chunk in enumerate(link.chunks):
             own = link.ops.write(link.ops.encrypt(protected[chunk]))
@@ -103,23 +109,30 @@ class ThresholdSum:
         )
 
     def open(self, aggregated: Product) -> Levels:
-        """See `SecureSum.open`; in each turn every rank combines one chunk."""
+        """See `SecureSum.open`; in each turn every rank combines one chunk.
+
+        Raises:
+            OutOfOrder: it was opened before, or another sum was begun.
+        """
         self._require_open()
+        if aggregated.digest == self._opened:
+            raise OutOfOrder("this sum was opened before; open each one once")
         opening = _Opening(self._link.transport, self._link.wires, self._indices)
         opened = self._open(opening, aggregated)
-        self._partials.clear()
+        self._opened = aggregated.digest
         self._link.ops.finish()
         return opened
 
     def open_over(self, transport: Transport, product: Product) -> Levels:
         """Open a product over another transport: with the ranks that are left, t at least.
 
-        For callers whose communicator lost ranks after `aggregate`, or while `open` went on. A
-        partial decryption that this rank made before is sent again, not made again.
+        For callers whose communicator lost ranks after `aggregate`, or while `open` went on: some
+        may have the sum already, and help the others to it. A partial decryption that this rank
+        made before is sent again, not made again.
 
         Raises:
             ConfigError: fewer than t ranks are left.
-            OutOfOrder: the sum was opened before.
+            OutOfOrder: another sum was begun.
         """
         held = self._require_open()
         wires = open_wires(transport, self._link.settings, "paillier-opening")
@@ -127,11 +140,9 @@ class ThresholdSum:
         _require_enough(indices, held)
         require_same(transport, bytes.fromhex(product.digest), "the ciphertexts of this sum")
         try:
-            opened = self._open(_Opening(transport, wires, indices), product)
+            return self._open(_Opening(transport, wires, indices), product)
         finally:
             wires.close()
-        self._partials.clear()
-        return opened
 
     def prepare(self) -> None:
         """See `SecureSum.prepare`."""

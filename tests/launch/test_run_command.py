@@ -8,7 +8,7 @@ import pytest
 
 from mpcfl.errors import MpcflError
 from mpcfl.launch.mpirun import Outcome
-from mpcfl.launch.run_command import _raise_failure
+from mpcfl.launch.run_command import RunOptions, _raise_failure, _resume_command
 from mpcfl.parties.events import Failed
 
 
@@ -17,7 +17,14 @@ from mpcfl.parties.events import Failed
 def test_the_way_to_go_on_is_named_if_the_run_had_begun(
     tmp_path: Path, failures: list[Failed], began: bool
 ) -> None:
+    resume = _resume_command(RunOptions("toy"), tmp_path) if began else None
     with pytest.raises(MpcflError) as caught:
-        _raise_failure(Outcome(0, ()), failures, tmp_path if began else None, ended=False)
+        _raise_failure(Outcome(0, ()), failures, resume, ended=False)
     assert (f"continue it with: mpcfl run --resume {tmp_path}" in str(caught.value)) is began
     assert ("south" in str(caught.value)) is bool(failures)
+
+
+def test_way_to_go_on_names_the_key_files_again(tmp_path: Path) -> None:
+    options = RunOptions("toy", keys=Path("my keys"), passphrases=Path("phrases"))
+    command = _resume_command(options, tmp_path)
+    assert command == f"mpcfl run --resume {tmp_path} --keys 'my keys' --passphrases phrases"

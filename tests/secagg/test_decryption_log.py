@@ -1,7 +1,9 @@
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -78,8 +80,12 @@ def test_disk_that_refuses_stops_the_decryption(path, monkeypatch):
     with pytest.raises(KeyFileError, match="No space"):
         log.spend(RUN, SumId(0), 0, DIGEST)
     monkeypatch.undo()
-    log.spend(RUN, SumId(0), 0, DIGEST)
-    log.close()
+    # What the disk holds now is not known to this object; the file itself is in order.
+    with pytest.raises(OutOfOrder, match="put away"):
+        log.spend(RUN, SumId(0), 0, DIGEST)
+    again = DecryptionLog(path)
+    again.spend(RUN, SumId(0), 0, DIGEST)
+    again.close()
 
 
 def test_line_that_a_crash_cut_short_was_never_acted_on(path):
@@ -139,3 +145,64 @@ def test_second_process_with_the_same_share_is_refused_until_the_first_ends(path
     assert "is in use" in refused.stderr
     log.close()
     assert other().returncode == 0
+
+
+def test_interrupt_while_writing_leaves_a_log_that_opens(path, monkeypatch):
+    log = DecryptionLog(path)
+    log.spend(RUN, SumId(0), 0, DIGEST)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        log.spend(RUN, SumId(0), 1, DIGEST)
+    monkeypatch.undo()
+    with pytest.raises(OutOfOrder):
+        log.spend(RUN, SumId(0), 2, DIGEST)
+    again = DecryptionLog(path)
+    again.spend(RUN, SumId(0), 1, DIGEST)
+    again.close()
+    DecryptionLog(path).close()
+
+
+def test_two_threads_never_spend_the_same_name(path):
+    log = DecryptionLog(path)
+    spent = []
+
+    def spend_all():
+        for chunk in range(60):
+            try:
+                log.spend(RUN, SumId(0), chunk, DIGEST)
+            except OutOfOrder:
+                continue
+            spent.append(chunk)
+
+    threads = [threading.Thread(target=spend_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    assert sorted(spent) == list(range(60))
+    DecryptionLog(path).close()
+
+
+def test_child_process_does_not_go_on_with_its_parents_share(log):
+    log.spend(RUN, SumId(0), 0, DIGEST)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def child():
+        try:
+            log.spend(RUN, SumId(0), 1, DIGEST)
+        except OutOfOrder:
+            results.put("refused")
+        else:
+            results.put("spent")
+
+    process = context.Process(target=child)
+    process.start()
+    assert results.get() == "refused"
+    process.join()
+    log.spend(RUN, SumId(0), 1, DIGEST)

@@ -315,8 +315,17 @@ def test_two_sealings_of_one_share_have_nothing_in_common(
     assert first["scrypt"]["salt"] != second["scrypt"]["salt"]
     assert first["nonce"] != second["nonce"]
     assert first["sealed"] != second["sealed"]
-    # A share's own length does not show.
-    assert len(first["sealed"]) == 2 * (1024 // 8 + 16)
+
+
+def test_the_length_of_a_share_does_not_show(
+    dealt: list[KeyShare], small_keys: int, tmp_path: Path
+) -> None:
+    lengths = []
+    for name, value in (("short", 1), ("long", dealt[0].raw_value())):
+        write_key_share(tmp_path / name, KeyShare(dealt[0].key, 1, value), PARTIES, PASSPHRASE)
+        lengths.append(len(json.loads((tmp_path / name).read_text())["sealed"]))
+    # In hex: 1,024 bits of n^2 and a tag of 128 bits.
+    assert lengths == [2 * (128 + 16)] * 2
 
 
 def test_a_guess_is_made_expensive() -> None:
@@ -392,6 +401,7 @@ def test_every_change_reads_like_a_wrong_passphrase(
         ({"public.modulus": "07"}, "public.modulus"),
         ({"public.modulus": "7" * 20}, "no key"),
         ({"public.threshold": 4}, "no key"),
+        ({"public.threshold": "2"}, "public.threshold"),
         ({"public.threshold": 1}, "no key"),
         ({"public.verification_keys": ["2"]}, "no key"),
         ({"public.parties": ["south", "south"]}, "its party's|no key"),
