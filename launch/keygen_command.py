@@ -13,6 +13,7 @@ from typing import Any
 from mpcfl.errors import ConfigError
 from mpcfl.secagg.ceremony import (
     Ceremony,
+    check_count,
     check_passphrase,
     default_names,
     hold_ceremony,
@@ -75,6 +76,7 @@ def run_keygen(options: KeygenOptions) -> None:
 
 
 def _names(options: KeygenOptions) -> tuple[str, ...]:
+    check_count(options.parties)
     if options.names is None:
         return default_names(options.parties)
     names = tuple(name.strip() for name in options.names.split(","))

@@ -238,11 +238,18 @@ def load_share_of(folder: Path, party: str | int, passphrase: str) -> KeyShare:
     )
 
 
+def check_count(n_parties: int) -> None:
+    """Refuse a number of parties that can't share a key.
+
+    Raises:
+        ConfigError: it is not from 2 to 1,000.
+    """
+    if not 2 <= n_parties <= MAX_SHARES:
+        raise ConfigError(f"{n_parties} parties can't share a key; choose from 2 to {MAX_SHARES}")
+
+
 def _check_names(parties: tuple[str, ...]) -> None:
-    if not 2 <= len(parties) <= MAX_SHARES:
-        raise ConfigError(
-            f"{len(parties)} parties can't share a key; choose from 2 to {MAX_SHARES}"
-        )
+    check_count(len(parties))
     for name in parties:
         if not _NAME.fullmatch(name):
             raise ConfigError(

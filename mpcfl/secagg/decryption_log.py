@@ -75,10 +75,12 @@ class DecryptionLog:
                 closed, as what it holds now is not known.
         """
         entry = (run_id, sum_id.round_id, sum_id.attempt, chunk)
+        # A child process has a copy of what was spent, which would not hear of its parent's.
+        if os.getpid() != self._process_id:
+            raise OutOfOrder("this key share belongs to the parent process; load it there")
         with self._one_by_one:
-            # A child process has a copy of what was spent, which would not hear of its parent's.
-            if self._closed or os.getpid() != self._process_id:
-                raise OutOfOrder("this key share was put away; open a new session")
+            if self._closed:
+                raise OutOfOrder("this key share was put away; load it again")
             if entry in self._spent:
                 raise OutOfOrder(
                     f"this key share has decrypted chunk {chunk} of round {sum_id.round_id}, "
@@ -92,6 +94,10 @@ class DecryptionLog:
 
     def close(self) -> None:
         """Give the file back; nothing can be noted any more."""
+        with self._one_by_one:
+            self._shut()
+
+    def _shut(self) -> None:
         self._closed, self._file = True, None
         self._give_back()
 
@@ -106,7 +112,7 @@ class DecryptionLog:
             # Half a line before the next one would make the log unreadable.
             with suppress(OSError):
                 os.ftruncate(file, whole)
-            self.close()
+            self._shut()
             if not isinstance(error, OSError):
                 raise
             raise KeyFileError(
@@ -116,7 +122,7 @@ class DecryptionLog:
         self._head = head
 
     def _read(self, path: Path, file: int) -> None:
-        content = path.read_bytes()
+        content = _read_all(path, file)
         *lines, torn = content.split(b"\n")
         for number, line in enumerate(lines, 1):
             fields = _parse(line, self._head)
@@ -134,7 +140,10 @@ class DecryptionLog:
 
 
 def _open_locked(path: Path) -> int:
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(path, error) from None
     try:
         status = os.fstat(file)
         if stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != os.geteuid():
@@ -145,12 +154,31 @@ def _open_locked(path: Path) -> int:
     except BlockingIOError:
         os.close(file)
         raise KeyFileError(
-            f"{path} is in use: another process works with this key share; wait until it ends"
+            f"{path} is in use: another process works with this key share, or this one has loaded "
+            "it before; wait until it ends"
         ) from None
+    except OSError as error:
+        os.close(file)
+        raise _unusable(path, error) from None
     except BaseException:
         os.close(file)
         raise
     return file
+
+
+def _unusable(path: Path, error: OSError) -> KeyFileError:
+    return KeyFileError(
+        f"{path}: can't note there what is decrypted: {error.strerror}; put the key share into a "
+        "folder of your own, on a disk that has locks"
+    )
+
+
+def _read_all(path: Path, file: int) -> bytes:
+    """Return what is in the file that is locked, whatever bears its name by now."""
+    try:
+        return os.pread(file, os.fstat(file).st_size, 0)
+    except OSError as error:
+        raise _unusable(path, error) from None
 
 
 def _close(file: int | None) -> None:

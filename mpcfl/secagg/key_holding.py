@@ -81,8 +81,8 @@ def deal_shares(transport: Transport, wires: SealedTransport, settings: SumSetti
     """Deal a key for this session; all ranks call it together.
 
     Raises:
-        ConfigError: the threshold is out of range.
-        ProtocolError: what came is no key share.
+        ConfigError: the threshold is out of range, or what came is no share of its key.
+        ProtocolError: what came has not the form of a key share.
     """
     n_ranks, key_bits = transport.n_ranks, settings.key_bits
     threshold = resolve_threshold(settings.threshold, n_ranks)
@@ -115,8 +115,12 @@ def check_share(share: KeyShare, key_bits: int, threshold: int | None) -> None:
         )
 
 
-def compare_shares(transport: Transport, share: KeyShare, settings: SumSettings) -> tuple[int, ...]:
+def compare_shares(
+    transport: Transport, wires: SealedTransport, share: KeyShare, settings: SumSettings
+) -> tuple[int, ...]:
     """Return the number of each rank's key share; all ranks call it together.
+
+    The numbers come sealed: by them a wrong partial is blamed on its author.
 
     Raises:
         KeyFileError: ranks hold shares of different keys, or the same share twice.
@@ -125,12 +129,15 @@ def compare_shares(transport: Transport, share: KeyShare, settings: SumSettings)
     key = share.key
     check_share(share, settings.key_bits, settings.threshold)
     own = share.index.to_bytes(_INDEX_BYTES, "big") + key.fingerprint.encode()
-    seen = transport.allgather(own)
+    ranks = range(transport.n_ranks)
+    others = [rank for rank in ranks if rank != transport.rank]
+    received = wires.exchange(dict.fromkeys(others, own), others)
+    seen = [received.get(rank, own) for rank in ranks]
     indices = tuple(int.from_bytes(message[:_INDEX_BYTES], "big") for message in seen)
-    others = [r for r, text in enumerate(seen) if text[_INDEX_BYTES:] != seen[0][_INDEX_BYTES:]]
-    if others:
+    foreign = [r for r, text in enumerate(seen) if text[_INDEX_BYTES:] != seen[0][_INDEX_BYTES:]]
+    if foreign:
         raise KeyFileError(
-            f"rank {', '.join(map(str, others))} holds a share of another key than rank 0; give "
+            f"rank {', '.join(map(str, foreign))} holds a share of another key than rank 0; give "
             "each rank its file of the same ceremony"
         )
     if len(set(indices)) != len(indices):

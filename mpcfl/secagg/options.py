@@ -100,13 +100,20 @@ def propose(
     _check_names(options)
     key_bits = operator.index(options.get("key_bits", DEFAULT_KEY_BITS))
     check_key_bits(key_bits)
-    custody, held = _read_custody(backend, key_bits, options)
+    threshold = options.get("threshold")
+    threshold = None if threshold is None else operator.index(threshold)
+    custody, held = _read_custody(backend, options)
+    if held is not None:
+        # Here, where all ranks hear of it; whoever holds a share has loaded its module.
+        sys.modules["mpcfl.secagg.key_holding"].check_share(held.share, key_bits, threshold)
+    elif threshold is not None:
+        threshold = _check_threshold(custody, n_ranks, threshold)
     settings = SumSettings(
         dim=dim,
         modulus_bits=modulus_bits,
         key_bits=key_bits,
         custody=custody,
-        threshold=_read_threshold(custody, n_ranks, options),
+        threshold=threshold,
         neighbors=_read_neighbors(backend, n_ranks, options),
         precompute=_read_precompute(options),
     )
@@ -186,9 +193,7 @@ def _resolve(choice: NeighborChoice, n_ranks: int, options: Mapping[str, Any]) -
     return resolve_neighbors(choice, n_ranks, colluding, max_dropout)
 
 
-def _read_custody(
-    backend: str, key_bits: int, options: Mapping[str, Any]
-) -> tuple[Custody, HeldShare | None]:
+def _read_custody(backend: str, options: Mapping[str, Any]) -> tuple[Custody, HeldShare | None]:
     custody, held = options.get("custody", Custody.HOLDER), options.get("key_share")
     if custody not in (Custody.HOLDER, Custody.THRESHOLD):
         raise ConfigError(
@@ -203,22 +208,13 @@ def _read_custody(
     holding = sys.modules.get("mpcfl.secagg.key_holding")
     if held is not None and (holding is None or not isinstance(held, holding.HeldShare)):
         raise TypeError("key_share is what mpcfl.load_key_share(path, passphrase) returns")
-    if held is not None and holding is not None:
-        # Here, where all ranks hear of it.
-        holding.check_share(held.share, key_bits, options.get("threshold"))
     return Custody(custody), held
 
 
-def _read_threshold(custody: Custody, n_ranks: int, options: Mapping[str, Any]) -> int | None:
-    threshold = options.get("threshold")
-    if threshold is None:
-        return None
+def _check_threshold(custody: Custody, n_ranks: int, threshold: int) -> int:
     if custody is not Custody.THRESHOLD:
         raise ConfigError('threshold needs custody = "threshold"; leave it out')
-    if "key_share" in options:
-        # The key says how many of its shares decrypt, and there may be more than ranks.
-        return operator.index(threshold)
-    return resolve_threshold(operator.index(threshold), n_ranks)
+    return resolve_threshold(threshold, n_ranks)
 
 
 def _read_precompute(options: Mapping[str, Any]) -> bool:

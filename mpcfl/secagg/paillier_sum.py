@@ -69,8 +69,12 @@ def open_paillier_sum(
     pool = _open_pool(public_key, private_key, layout, settings) if encrypts else None
     ops = PackedOps(public_key, private_key, layout, pool)
     if roles.aggregator is None:
-        return HolderSum(transport, wires, ops, settings)
-    return ClientsSum(transport, wires, ops, settings, roles.data_ranks)
+        session: SecureSum = HolderSum(transport, wires, ops, settings)
+    else:
+        session = ClientsSum(transport, wires, ops, settings, roles.data_ranks)
+    # Nothing is made ahead before there is a session that can be closed.
+    ops.finish()
+    return session
 
 
 def _open_threshold(
@@ -85,7 +89,9 @@ def _open_threshold(
     pool = _open_pool(public_key, None, layout, settings, tables)
     share = _chunk_share(held.share.key.threshold)
     ops = PackedOps(public_key, None, layout, pool, chunk_share=share)
-    return ThresholdSum(transport, wires, ops, settings, held)
+    session = ThresholdSum(transport, wires, ops, settings, held)
+    ops.finish()
+    return session
 
 
 def _chunk_share(threshold: int) -> int:
@@ -113,6 +119,4 @@ def _open_pool(
     n_encryptions = n_ciphertexts * _SUMS_AHEAD
     source = Randomizers(public_key, private_key, n_ahead=n_encryptions, cache=tables)
     n_ahead = n_ciphertexts if settings.precompute else 0
-    pool = RandomizerPool(source, n_ahead, 2 * public_key.key_bits // 8)
-    pool.refill()
-    return pool
+    return RandomizerPool(source, n_ahead, 2 * public_key.key_bits // 8)

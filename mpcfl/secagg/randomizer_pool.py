@@ -81,8 +81,9 @@ class RandomizerPool:
         self.refill()
         if self._thread is not None:
             self._thread.join()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def pause(self) -> None:
         """Stop making randomizers, because the time of a sum has come; those made stay."""

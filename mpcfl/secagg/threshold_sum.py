@@ -77,7 +77,7 @@ class ThresholdSum:
         # Of the last sum: whoever is left may ask for the same ones again.
         self._opened = ""
         self._partials: dict[tuple[SumId, int, bytes], bytes] = {}
-        self._indices = compare_shares(transport, held.share, settings)
+        self._indices = compare_shares(transport, wires, held.share, settings)
         _require_enough(self._indices, held)
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Levels:
@@ -136,7 +136,7 @@ class ThresholdSum:
         """
         held = self._require_open()
         wires = open_wires(transport, self._link.settings, "paillier-opening")
-        indices = compare_shares(transport, held.share, self._link.settings)
+        indices = compare_shares(transport, wires, held.share, self._link.settings)
         _require_enough(indices, held)
         require_same(transport, bytes.fromhex(product.digest), "the ciphertexts of this sum")
         try:

@@ -81,7 +81,7 @@ def test_disk_that_refuses_stops_the_decryption(path, monkeypatch):
         log.spend(RUN, SumId(0), 0, DIGEST)
     monkeypatch.undo()
     # What the disk holds now is not known to this object; the file itself is in order.
-    with pytest.raises(OutOfOrder, match="put away"):
+    with pytest.raises(OutOfOrder, match="load it again"):
         log.spend(RUN, SumId(0), 0, DIGEST)
     again = DecryptionLog(path)
     again.spend(RUN, SumId(0), 0, DIGEST)
@@ -206,3 +206,8 @@ def test_child_process_does_not_go_on_with_its_parents_share(log):
     assert results.get() == "refused"
     process.join()
     log.spend(RUN, SumId(0), 1, DIGEST)
+
+
+def test_folder_that_is_not_there_is_an_error_about_the_log(tmp_path):
+    with pytest.raises(KeyFileError, match=r"party\.decrypted: can't note there"):
+        DecryptionLog(tmp_path / "nowhere" / "party.decrypted")

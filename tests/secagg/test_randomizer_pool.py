@@ -92,11 +92,16 @@ def test_what_goes_wrong_in_the_background_is_raised_where_it_is_waited_for():
         def draw(self, count):
             raise RuntimeError("no entropy")
 
-    pool = RandomizerPool(Broken(), 3, WIDTH)
-    with pytest.raises(RuntimeError, match="no entropy"):
-        pool.wait()
+    source = Broken()
+    pool = RandomizerPool(source, 3, WIDTH)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no entropy"):
+            pool.wait()
     with pytest.raises(RuntimeError, match="no entropy"):
         pool.take(1)
+    source.draw = Counting().draw
+    pool.wait()  # once it is mended, so is the pool
+    assert pool.take(1) == [0]
 
 
 def test_closed_pool_gives_nothing():

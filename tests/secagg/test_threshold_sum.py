@@ -1,4 +1,6 @@
 import itertools
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from mpcfl.errors import (
 )
 from mpcfl.hazmat import threshold
 from mpcfl.hazmat.threshold_key import raw_deal_key
-from mpcfl.net.memory import run_parties
+from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.secagg import paillier_ops, threshold_sum
 from mpcfl.secagg.base import SumSettings
 from mpcfl.secagg.decryption_log import DecryptionLog
@@ -357,3 +359,32 @@ def test_passphrase_file_without_a_line_for_a_rank_is_refused(tmp_path):
     path.chmod(0o644)
     with pytest.raises(KeyFileError, match="chmod 600"):
         read_own_passphrase(path, 0)
+
+
+def test_refused_opening_leaves_nothing_working_in_the_background(dealt):
+    settings = replace(chosen(), precompute=True, dim=DIM * 1000)
+    with pytest.raises(KeyFileError, match="each must have its own"):
+        with_shares(dealt, (1, 2, 2), lambda transport, session: None, settings)
+    assert not [thread for thread in threading.enumerate() if thread.name == "randomizers"]
+
+
+def test_numbers_of_shares_are_sealed_on_their_way(dealt):
+    """Who could change them on the wire could have an honest rank blamed."""
+    seen = []
+
+    class Tap(MemoryTransport):
+        def allgather(self, message):
+            seen.append(message)
+            return super().allgather(message)
+
+        def exchange(self, outgoing, sources):
+            seen.extend(outgoing.values())
+            return super().exchange(outgoing, sources)
+
+    def party(transport):
+        transport.__class__ = Tap
+        open_paillier_sum(transport, chosen(), held=HeldShare(dealt[1][transport.rank]))
+
+    run_parties(3, party, deadline_s=10)
+    assert seen
+    assert not any(dealt[0].fingerprint.encode() in message for message in seen)
