@@ -112,7 +112,7 @@ class ThresholdSum:
         """See `SecureSum.open`; in each turn every rank combines one chunk.
 
         Raises:
-            OutOfOrder: it was opened before, or another sum was begun.
+            OutOfOrder: it was opened before; or in part, and another sum was begun since.
         """
         self._require_open()
         if aggregated.digest == self._opened:
@@ -132,7 +132,7 @@ class ThresholdSum:
 
         Raises:
             ConfigError: fewer than t ranks are left.
-            OutOfOrder: another sum was begun.
+            OutOfOrder: it was opened, at least in part, and another sum was begun since.
         """
         held = self._require_open()
         wires = open_wires(transport, self._link.settings, "paillier-opening")
