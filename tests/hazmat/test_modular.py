@@ -362,9 +362,12 @@ def test_other_threads_run_during_a_power(way: str, kernel: bool) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    before = counted[0]
-    getattr(modulus, way)(bases, *arguments[way])
-    during = counted[0] - before
+    during: list[int] = []
+    # One call is enough, but on a busy machine the watcher may not get a core during the first.
+    while max(during, default=0) < 4 and len(during) < 50:
+        before = counted[0]
+        getattr(modulus, way)(bases, *arguments[way])
+        during.append(counted[0] - before)
     done.set()
     watcher.join()
-    assert during >= 4
+    assert max(during) >= 4, during
