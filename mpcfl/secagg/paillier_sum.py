@@ -14,8 +14,6 @@ wrong partial decryptions are found, and their author is named.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mpcfl.config import Custody
 from mpcfl.errors import ConfigError
 from mpcfl.hazmat.modular import kernel_name
@@ -34,6 +32,9 @@ from mpcfl.secagg.threshold_sum import ThresholdSum
 
 # A session is opened for more than one sum; the table of powers is sized for so many.
 _SUMS_AHEAD = 16
+# Under custody `threshold` partial decryptions take nearly all of the time, and a rank holds the
+# whole product besides: a table for at most so many takes a third of the memory of a large one.
+_THRESHOLD_ENCRYPTIONS_AHEAD = 1000
 
 
 def open_paillier_sum(
@@ -66,7 +67,9 @@ def open_paillier_sum(
     private_key = None if dealt.primes is None else PrivateKey(*dealt.primes, has_generator=True)
     public_key = PublicKey(dealt.modulus, has_generator=True)
     encrypts = transport.rank in roles.encrypting_ranks
-    pool = _open_pool(public_key, private_key, layout, settings) if encrypts else None
+    n_ahead = layout.n_plaintexts(settings.dim) * _SUMS_AHEAD
+    source = Randomizers(public_key, private_key, n_ahead=n_ahead) if encrypts else None
+    pool = None if source is None else _open_pool(source, layout, settings)
     ops = PackedOps(public_key, private_key, layout, pool)
     if roles.aggregator is None:
         session: SecureSum = HolderSum(transport, wires, ops, settings)
@@ -86,7 +89,9 @@ def _open_threshold(
     public_key = held.share.key.public_key
     # The kernel makes a table as fast as it would read one.
     tables = held.tables if kernel_name() == "gmpy2" else None
-    pool = _open_pool(public_key, None, layout, settings, tables)
+    n_ahead = min(layout.n_plaintexts(settings.dim) * _SUMS_AHEAD, _THRESHOLD_ENCRYPTIONS_AHEAD)
+    source = Randomizers(public_key, n_ahead=n_ahead, cache=tables)
+    pool = _open_pool(source, layout, settings)
     share = _chunk_share(held.share.key.threshold)
     ops = PackedOps(public_key, None, layout, pool, chunk_share=share)
     session = ThresholdSum(transport, wires, ops, settings, held)
@@ -108,15 +113,6 @@ def _make_primes(key_bits: int) -> tuple[int, int]:
     return raw_generate_key(key_bits).raw_primes()
 
 
-def _open_pool(
-    public_key: PublicKey,
-    private_key: PrivateKey | None,
-    layout: SlotLayout,
-    settings: SumSettings,
-    tables: Path | None = None,
-) -> RandomizerPool:
-    n_ciphertexts = layout.n_plaintexts(settings.dim)
-    n_encryptions = n_ciphertexts * _SUMS_AHEAD
-    source = Randomizers(public_key, private_key, n_ahead=n_encryptions, cache=tables)
-    n_ahead = n_ciphertexts if settings.precompute else 0
-    return RandomizerPool(source, n_ahead, 2 * public_key.key_bits // 8)
+def _open_pool(source: Randomizers, layout: SlotLayout, settings: SumSettings) -> RandomizerPool:
+    n_ahead = layout.n_plaintexts(settings.dim) if settings.precompute else 0
+    return RandomizerPool(source, n_ahead, 2 * source.public_key.key_bits // 8)
