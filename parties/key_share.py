@@ -55,9 +55,10 @@ def backend_of(job: Job, rank: int, files: KeyFiles) -> tuple[BackendFactory, st
     if job.aggregation.custody is not Custody.THRESHOLD:
         raise ConfigError('--keys is of use with aggregation.custody = "threshold" only')
     # Whoever has key files has what reads them; the module needs gmpy2.
+    from mpcfl.secagg.key_files import share_path
     from mpcfl.secagg.key_holding import check_share, hold_share, read_own_passphrase
 
-    path = files.folder / f"{job.parties.all_names()[rank]}.share"
+    path = share_path(files.folder, job.parties.all_names()[rank])
     held = hold_share(path, read_own_passphrase(files.passphrases, rank))
     # The plan and the card go by the job's threshold, so the key must have the same.
     threshold = resolve_threshold(job.aggregation.threshold, job.parties.count)

@@ -17,11 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sum_cell import Command, Record, fingerprints
+from sum_cell import Command, Record, failure_of, fingerprints
 
 from mpcfl.bench.machine import checkout_commit, installed_versions, this_machine
 from mpcfl.errors import ConfigError
-from mpcfl.launch.mpirun import Outcome, compose, supervise
+from mpcfl.launch.mpirun import compose, supervise
 
 # History: 1 the first.
 SCHEMA = 1
@@ -30,8 +30,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "paillier.jsonl"
 # What computes modular powers.
 KERNEL, GMPY2 = "kernel", "gmpy2"
 CLIENTS, HOLDER, THRESHOLD = "clients", "holder", "threshold"
-# Standard error of a failed launch; the last words are of mpirun, the reason is above them.
-_REASON_LINES = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def launch(case: str, cell: Round, command: Command = compose) -> Record:
         said: list[str] = []  # mpirun's own errors are on standard output
         outcome = supervise(line, said.append, cell.timeout_s)
         measured = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    return {**head, "failure": _failure(outcome, said, cell), "measured": measured}
+    return {**head, "failure": failure_of(outcome, said, cell.timeout_s), "measured": measured}
 
 
 def new_record(case: str, name: str, settings: Mapping[str, Any]) -> Record:
@@ -106,15 +104,6 @@ def new_record(case: str, name: str, settings: Mapping[str, Any]) -> Record:
 def commit() -> str | None:
     """Return the commit of the checkout as it was before records changed a file of it."""
     return checkout_commit()
-
-
-def _failure(outcome: Outcome, said: Sequence[str], cell: Round) -> str | None:
-    if outcome.timed_out:
-        return f"timed out after {cell.timeout_s:g} s"
-    if outcome.exit_code == 0:
-        return None
-    tail = [*said, *outcome.stderr_tail][-_REASON_LINES:]
-    return "\n".join((f"exit code {outcome.exit_code}", *tail))
 
 
 def load(path: Path) -> list[Record]:

@@ -123,14 +123,15 @@ def launch(case: str, cell: Cell, command: Command = compose) -> Record:
         "commit": checkout_commit(),
         "machine": asdict(this_machine()),
         "versions": installed_versions(),
-        "failure": _failure(outcome, said, cell),
+        "failure": failure_of(outcome, said, cell.timeout_s),
         "measured": measured,
     }
 
 
-def _failure(outcome: Outcome, said: Sequence[str], cell: Cell) -> str | None:
+def failure_of(outcome: Outcome, said: Sequence[str], timeout_s: float) -> str | None:
+    """Return why a launch failed, in the last words of its processes; None if it did not."""
     if outcome.timed_out:
-        return f"timed out after {cell.timeout_s:g} s"
+        return f"timed out after {timeout_s:g} s"
     if outcome.exit_code == 0:
         return None
     tail = [*said, *outcome.stderr_tail][-_REASON_LINES:]

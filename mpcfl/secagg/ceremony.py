@@ -27,9 +27,7 @@ from mpcfl.secagg.custody import DEFAULT_KEY_BITS, check_key_bits
 from mpcfl.secagg.key_documents import NamedKey
 from mpcfl.secagg.key_files import (
     PUBLIC_NAME,
-    SHARE_SUFFIX,
-    load_key_share,
-    read_share_owner,
+    share_path,
     write_key_share,
     write_public_file,
 )
@@ -83,7 +81,7 @@ class Ceremony:
     @property
     def share_paths(self) -> tuple[Path, ...]:
         """The share of each party, for that party alone."""
-        return tuple(self.folder / f"{name}{SHARE_SUFFIX}" for name in self.parties)
+        return tuple(share_path(self.folder, name) for name in self.parties)
 
 
 def default_names(n_parties: int) -> tuple[str, ...]:
@@ -213,29 +211,6 @@ def passphrase_lines(path: Path) -> list[str]:
         raise KeyFileError(f"{path}: not a text in UTF-8; write one passphrase per line") from None
     # Other separators than these may be part of a passphrase.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-
-
-def load_share_of(folder: Path, party: str | int, passphrase: str) -> KeyShare:
-    """Open a party's own share in a folder, which need not hold any other file.
-
-    Args:
-        folder: where the file lies.
-        party: the party's name, or its rank from 0 on.
-        passphrase: that its share was sealed with.
-
-    Raises:
-        KeyFileError: there is no such share, or it can't be opened; see `load_key_share`.
-    """
-    if isinstance(party, str):
-        return load_key_share(folder / f"{party}{SHARE_SUFFIX}", passphrase)
-    for path in sorted(folder.glob(f"*{SHARE_SUFFIX}")):
-        _, index = read_share_owner(path)
-        if index == party + 1:
-            return load_key_share(path, passphrase)
-    raise KeyFileError(
-        f"{folder}: no key share of rank {party} lies here; copy the party's {SHARE_SUFFIX} file "
-        "into this folder, or name it"
-    )
 
 
 def check_count(n_parties: int) -> None:

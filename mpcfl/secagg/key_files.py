@@ -60,6 +60,11 @@ class ScryptCost:
 _COST = ScryptCost(n=1 << 17, r=8, p=1)
 
 
+def share_path(folder: Path, party: str) -> Path:
+    """Return where a party's key share lies in a folder."""
+    return folder / f"{party}{SHARE_SUFFIX}"
+
+
 def write_public_file(path: Path, named: NamedKey) -> None:
     """Write the public part of a threshold key.
 
@@ -137,18 +142,6 @@ def load_key_share(path: Path, passphrase: str, expected: ThresholdKey | None = 
     except ConfigError as error:
         raise KeyFileError(f"{path}: {error}") from None
     return share
-
-
-def read_share_owner(path: Path) -> tuple[NamedKey, int]:
-    """Return the key that a share belongs to, and its index from 1 on; needs no passphrase.
-
-    Nothing of it is authenticated before the share is open.
-
-    Raises:
-        KeyFileError: as for `load_key_share`, the passphrase aside.
-    """
-    document = _read_share_file(path)
-    return named_key_of(path, document), document.index
 
 
 def _read_share_file(path: Path) -> ShareFile:

@@ -19,8 +19,7 @@ from mpcfl.launch import cli
 from mpcfl.parties.rules import check_job
 from mpcfl.parties.setup import KeyFiles, make_rank
 from mpcfl.secagg import key_files
-from mpcfl.secagg.ceremony import load_share_of
-from mpcfl.secagg.key_files import write_key_share
+from mpcfl.secagg.key_files import load_key_share, share_path, write_key_share
 
 Command = Callable[..., Any]
 PREFIX = "mpcfl: error: "
@@ -206,7 +205,9 @@ def test_ceremony_then_a_job_with_its_shares_leaves_no_secret_on_the_disk(
     assert record["job"]["aggregation"]["custody"] == "threshold"
     assert [row["round"] for row in record["rounds"]] == [1, 2]
 
-    shares = [load_share_of(keys, n, p) for n, p in zip(NAMES, PASSPHRASES, strict=True)]
+    shares = [
+        load_key_share(share_path(keys, n), p) for n, p in zip(NAMES, PASSPHRASES, strict=True)
+    ]
     values = [share.raw_value() for share in shares]
     secrets = [form for v in values for form in (f"{v:x}".encode(), str(v).encode())]
     secrets += [v.to_bytes(512, "big") for v in values]

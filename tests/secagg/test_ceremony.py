@@ -17,7 +17,6 @@ from mpcfl.secagg.ceremony import (
     Ceremony,
     default_names,
     hold_ceremony,
-    load_share_of,
     read_passphrases,
 )
 from mpcfl.secagg.key_files import ScryptCost, load_key_share, read_public_file
@@ -243,14 +242,3 @@ def test_a_file_of_passphrases_that_others_can_read_is_refused(tmp_path: Path) -
     path.chmod(0o644)
     with pytest.raises(KeyFileError, match=r"words: others .*chmod 600"):
         read_passphrases(path, prepared(tmp_path))
-
-
-def test_a_party_finds_its_share_by_name_or_by_rank(tmp_path: Path) -> None:
-    hold_ceremony(prepared(tmp_path), list(PASSPHRASES))
-    assert load_share_of(tmp_path, "east", PASSPHRASES[2]).index == 3
-    (tmp_path / "north.share").unlink()
-    assert load_share_of(tmp_path, 1, PASSPHRASES[1]).index == 2
-    with pytest.raises(KeyFileError, match="no key share of rank 0"):
-        load_share_of(tmp_path, 0, PASSPHRASES[0])
-    with pytest.raises(KeyFileError, match=r"north.share: can't read"):
-        load_share_of(tmp_path, "north", PASSPHRASES[0])

@@ -39,9 +39,15 @@ from mpcfl.net import channel
 from mpcfl.net.memory import MemoryNetwork, MemoryTransport, run_parties
 from mpcfl.secagg import key_files, threshold_sum
 from mpcfl.secagg.base import SumId, SumSettings
-from mpcfl.secagg.ceremony import Ceremony, load_share_of, read_passphrases
+from mpcfl.secagg.ceremony import Ceremony, read_passphrases
 from mpcfl.secagg.decryption_log import DecryptionLog
-from mpcfl.secagg.key_files import NamedKey, load_key_share, write_key_share, write_public_file
+from mpcfl.secagg.key_files import (
+    NamedKey,
+    load_key_share,
+    share_path,
+    write_key_share,
+    write_public_file,
+)
 from mpcfl.secagg.key_holding import HeldShare, read_own_passphrase
 from mpcfl.secagg.paillier_ops import PackedOps
 from mpcfl.secagg.paillier_sum import open_paillier_sum
@@ -1091,7 +1097,7 @@ def test_shares_from_files_open_sums_with_their_logs(files, tmp_path):
 
     def party(transport):
         name = names[transport.rank]
-        share = load_share_of(files, name, PASSPHRASE + str(secrets[name]))
+        share = load_key_share(share_path(files, name), PASSPHRASE + str(secrets[name]))
         log = DecryptionLog(tmp_path / f"{name}.log")
         session = open_paillier_sum(
             transport, chosen(THRESHOLD, 2, threshold=3), held=HeldShare(share, log)

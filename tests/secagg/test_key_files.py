@@ -26,7 +26,6 @@ from mpcfl.secagg.key_files import (
     ScryptCost,
     load_key_share,
     read_public_file,
-    read_share_owner,
     write_key_share,
     write_public_file,
 )
@@ -293,7 +292,6 @@ def test_a_share_comes_back_whole(share_file: Path, dealt: list[KeyShare]) -> No
     assert (share.index, share.key) == (2, dealt[1].key)
     assert share.raw_value() == dealt[1].raw_value()
     assert load_key_share(share_file, PASSPHRASE, dealt[0].key).index == 2
-    assert read_share_owner(share_file) == (NamedKey(dealt[0].key, PARTIES), 2)
 
 
 def test_the_share_is_not_in_its_file_in_the_clear(share_file: Path, dealt: list[KeyShare]) -> None:
@@ -430,8 +428,6 @@ def test_a_share_that_others_can_read_is_refused(share_file: Path) -> None:
     share_file.chmod(0o644)
     with pytest.raises(KeyFileError, match=r"south.share: others"):
         load_key_share(share_file, PASSPHRASE)
-    with pytest.raises(KeyFileError, match=r"south.share: others"):
-        read_share_owner(share_file)
 
 
 def test_a_share_of_another_ceremony_is_refused_before_it_is_opened(share_file: Path) -> None:
