@@ -13,12 +13,12 @@ from typing import TypeVar
 from mpcfl.errors import ProtocolError
 from mpcfl.net.meter import Meter
 from mpcfl.net.transport import Transport
+from mpcfl.net.wire import FLAG, U64, Format, Kind
 
 Result = TypeVar("Result")
 
-# What ranks tell each other before a step: one of these and the number of the step.
-_READY, _REFUSED = b"\x01", b"\x00"
-_NUMBER_BYTES = 8
+# What ranks tell each other before a step.
+_ANSWER = Format(Kind.READY, number=U64, is_ready=FLAG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,16 @@ def work_together(
         clock: takes the time of waiting for the others, as the stage "agree".
 
     Raises:
-        ProtocolError: another rank is at another step.
+        ProtocolError: another rank is at another step, or makes another call.
         PartyLost: not all ranks were heard.
     """
     try:
         result = work()
     except Exception as error:  # noqa: BLE001 - the others must hear of any; it is raised here
-        _tell(transport, number, _REFUSED)
+        _tell(transport, number, is_ready=False)
         return Refusal(error)
     with clock.stage("agree"):
-        refused = _tell(transport, number, _READY)
+        refused = _tell(transport, number, is_ready=True)
     if refused:
         who = ", ".join(str(rank) for rank in refused)
         return Refusal(
@@ -58,14 +58,17 @@ def work_together(
     return result
 
 
-def _tell(transport: Transport, number: int, word: bytes) -> list[int]:
+def _tell(transport: Transport, number: int, *, is_ready: bool) -> list[int]:
     """Tell all ranks how a step goes here; return the ranks that refused theirs."""
-    ready, refused = (w + number.to_bytes(_NUMBER_BYTES, "big") for w in (_READY, _REFUSED))
-    answers = transport.allgather(ready if word == _READY else refused)
-    for rank, answer in enumerate(answers):
-        if answer not in (ready, refused):
+    refused = []
+    own = _ANSWER.encode(number=number, is_ready=is_ready)
+    for rank, message in enumerate(transport.allgather(own)):
+        answer = _ANSWER.decode(message, f"rank {rank}")
+        if answer["number"] != number:
             raise ProtocolError(
                 f"rank {rank} is not at sum {number} as this rank is (0 is the opening); make "
                 "the same calls at all ranks, and open a new session"
             )
-    return [rank for rank, answer in enumerate(answers) if answer == refused]
+        if not answer["is_ready"]:
+            refused.append(rank)
+    return refused
