@@ -11,10 +11,12 @@
     |   |-- PartyNotReady      a party can't start or go on; all ranks raise it alike
     |   |-- OutOfOrder         a single-use object or a stage was used twice
     |   |-- WrongPartial       a partial decryption is not what its key share gives
+    |   |-- CheckFailed        an opened sum is not the sum of what the parties put in
     |   |-- TranscriptMismatch two parties do not agree on a public fact
     |   `-- AuthenticationError a message was not made by its claimed sender
     |-- PartyLost              a party died or fell silent
     |   `-- QuorumLost         fewer live parties than the plan allows
+    |       `-- LeftOut        the other parties have gone on without this one
     |-- WrapDetected           a value left the range of the ring
     `-- BackendUnavailable     a backend or its package is not there
 
@@ -102,13 +104,26 @@ class TranscriptMismatch(ProtocolError):
     """Two parties do not agree on a public fact; the message names the parties and the fact."""
 
 
-class AuthenticationError(ProtocolError):
-    """A message was not made by its claimed sender, or was changed; one text for every cause."""
+class CheckFailed(ProtocolError):
+    """An opened sum failed its check; it was not used, and its attempt stays spent."""
 
-    def __init__(self) -> None:
+
+class AuthenticationError(ProtocolError):
+    """A message was not made by its claimed sender, or was changed; one text for every cause.
+
+    Attributes:
+        peer: the claimed sender's name, where it is known.
+        stage: what the message was for, where it is known.
+    """
+
+    def __init__(self, peer: str = "", stage: str = "") -> None:
+        sender = f" from {peer}" if peer else ""
+        where = f" in stage {stage}" if stage else ""
         super().__init__(
-            "a message failed authentication; the channel is not safe and the run stops"
+            f"a message{sender} failed authentication{where}; the channel is not safe and the run "
+            "stops"
         )
+        self.peer, self.stage = peer, stage
 
 
 class PartyLost(MpcflError):
@@ -125,6 +140,10 @@ class PartyLost(MpcflError):
 
 class QuorumLost(PartyLost):
     """Fewer live parties than the plan allows."""
+
+
+class LeftOut(QuorumLost):
+    """The other parties lost touch with this one and have gone on without it."""
 
 
 class WrapDetected(MpcflError):

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from mpcfl.errors import ConfigError, KeyFileError
 from mpcfl.hazmat.threshold_key import MAX_SHARES, KeyShare, ThresholdKey, deal_key
+from mpcfl.net.private_file import read_key_file, remove_files, sync_folder
 from mpcfl.secagg.custody import DEFAULT_KEY_BITS, check_key_bits
 from mpcfl.secagg.key_documents import NamedKey
 from mpcfl.secagg.key_files import (
@@ -31,7 +32,6 @@ from mpcfl.secagg.key_files import (
     write_key_share,
     write_public_file,
 )
-from mpcfl.secagg.private_file import read_key_file, remove_files, sync_folder
 
 MIN_PASSPHRASE_CHARACTERS = 12
 # As in a job's parties.names; also safe as the name of a file.

@@ -24,8 +24,8 @@ from typing import Any
 
 from mpcfl.errors import KeyFileError, OutOfOrder
 from mpcfl.hazmat.bits import domain_tag
+from mpcfl.net.private_file import sync_folder
 from mpcfl.secagg.base import SumId
-from mpcfl.secagg.private_file import sync_folder
 
 _Entry = tuple[str, int, int, int]
 _FIELDS = ("run", "round", "attempt", "chunk")

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from mpcfl.errors import ConfigError, KeyFileError
 from mpcfl.hazmat.bits import KEY_BYTES, SystemBits
 from mpcfl.hazmat.threshold_key import KeyShare, ThresholdKey
+from mpcfl.net.private_file import read_key_file, write_key_file
 from mpcfl.secagg.key_documents import (
     PUBLIC_KIND,
     SCHEMA,
@@ -38,7 +39,6 @@ from mpcfl.secagg.key_documents import (
     named_key_of,
     parse,
 )
-from mpcfl.secagg.private_file import read_key_file, write_key_file
 
 PUBLIC_NAME = "public.json"
 SHARE_SUFFIX = ".share"

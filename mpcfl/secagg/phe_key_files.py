@@ -21,8 +21,8 @@ from typing import Any
 
 from mpcfl.errors import ConfigError, KeyFileError
 from mpcfl.hazmat.paillier import PrivateKey, PublicKey
+from mpcfl.net.private_file import read_key_file, write_key_file
 from mpcfl.secagg.custody import check_key_bits
-from mpcfl.secagg.private_file import read_key_file, write_key_file
 
 _TYPE = "DAJ"
 _ALGORITHM = "PAI-GN1"

@@ -35,8 +35,8 @@ def test_neighbors_share_secrets_and_nobody_else_does():
 @pytest.mark.parametrize("n_ranks", [5, 9])
 def test_key_agreement_takes_as_many_exchanges_as_there_are_neighbors(n_ranks, monkeypatch):
     done = []
-    original = channel._shared_secret
-    monkeypatch.setattr(channel, "_shared_secret", lambda *a: done.append(1) or original(*a))
+    original = channel.raw_shared_secret
+    monkeypatch.setattr(channel, "raw_shared_secret", lambda *a: done.append(1) or original(*a))
     run_parties(n_ranks, lambda t: agree_pair_secrets(t, "run", peers=ring_of(t.rank, n_ranks)))
     assert len(done) == 2 * n_ranks
 
@@ -178,6 +178,20 @@ def test_weak_or_malformed_public_key_is_refused(bad_key):
         run_parties(2, party)
 
 
+@pytest.mark.usefixtures("unconfirmed")
+def test_a_malformed_public_key_of_a_rank_without_shared_secrets_is_refused_too():
+    class Liar(MemoryTransport):
+        def allgather(self, message):
+            return [*super().allgather(message)[:2], b"\x09" * 33]
+
+    def party(transport):
+        transport.__class__ = Liar if transport.rank == 0 else MemoryTransport
+        agree_pair_secrets(transport, "run", peers={0: [1], 1: [0], 2: []}[transport.rank])
+
+    with pytest.raises(AuthenticationError):
+        run_parties(3, party)
+
+
 def test_reflected_public_key_is_refused():
     class Mirror(MemoryTransport):
         def allgather(self, message):
@@ -244,6 +258,72 @@ def test_forgotten_secrets_give_no_more_keys():
         left.key(1, "mask")
 
 
+def test_survivors_share_fresh_secrets_under_new_numbers():
+    everybody = agree(4)
+    members = (0, 2, 3)
+    left = {rank: everybody[rank].restrict(members, "epoch", 1) for rank in members}
+    assert [left[rank].peers for rank in members] == [(1, 2), (0, 2), (0, 1)]
+    keys = set()
+    for place, one in enumerate(members):
+        for other_place in left[one].peers:
+            other = members[other_place]
+            key = left[one].key(other_place, "mask")
+            assert key == left[other].key(place, "mask")
+            assert key != everybody[one].key(other, "mask")
+            keys.add(key)
+    assert len(keys) == 3
+    first, third = left[0].channel(2, "test"), left[3].channel(0, "test")
+    assert third.open(first.seal(b"message")) == b"message"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (((0, 1), "epoch", 1), ((0, 1), "epoch", 2)),
+        (((0, 1), 2), ((0, 1, 2),)),
+        (((0, 1), "1"), ((0, 1), 1)),
+        (((0, 1, 2), "epoch"), ((0, 1), "epoch")),
+        (((0, 1, 2), "epoch"), ((0, 1, 3), "epoch")),
+    ],
+)
+def test_secrets_for_other_members_or_another_context_differ(one, other):
+    secrets = agree(4)[0]
+    assert secrets.restrict(*one).key(1, "mask") != secrets.restrict(*other).key(1, "mask")
+
+
+def test_members_who_see_each_other_otherwise_share_nothing():
+    left, right, _ = agree(3)
+    assert left.restrict((0, 1, 2), 1).key(1, "mask") != right.restrict((0, 1), 1).key(0, "mask")
+
+
+def test_secrets_for_the_same_members_are_made_once():
+    secrets = agree(3)[0]
+    secrets.restrict((0, 1), "epoch", 1)
+    with pytest.raises(OutOfOrder, match="made before"):
+        secrets.restrict((0, 1), "epoch", 1)
+
+
+@pytest.mark.parametrize("members", [(1, 2), (1, 0), (0, 0, 1), (), (0, 1, 3)])
+def test_members_that_can_not_be_are_refused(members):
+    with pytest.raises((ValueError, OutOfOrder)):
+        agree(3)[0].restrict(members)
+
+
+def test_what_is_kept_outlives_what_is_dropped_and_children_outlive_both():
+    secrets = agree(3)[0]
+    child = secrets.restrict((0, 1, 2))
+    kept = secrets.key(1, "mask")
+    secrets.keep([1])
+    assert secrets.peers == (1,)
+    assert secrets.key(1, "mask") == kept
+    with pytest.raises(OutOfOrder):
+        secrets.restrict((0, 1, 2), "later")
+    secrets.forget()
+    with pytest.raises(OutOfOrder):
+        secrets.restrict((0, 1), "later")
+    assert child.peers == (1, 2)
+
+
 @pytest.mark.parametrize("kind", ["secrets", "channel"])
 def test_secrets_are_not_shown_pickled_copied_or_used_as_condition(kind):
     secrets = PairSecrets(0, {1: b"\xab" * 32})
@@ -274,3 +354,23 @@ def test_sealed_transport_delivers_and_hides_and_closes():
 
     assert run_parties(2, party) == [b"hidden words"] * 2
     assert not any(b"hidden" in message for message in seen)
+
+
+def test_sealed_transport_names_the_rank_and_the_stage_of_a_message_that_does_not_open():
+    class Cutting(MemoryTransport):
+        def exchange(self, outgoing, sources):
+            return {r: text[:-1] for r, text in super().exchange(outgoing, sources).items()}
+
+    def party(transport):
+        wires = SealedTransport(transport, agree_pair_secrets(transport, "run"), "test")
+        peer = 1 - transport.rank
+        if transport.rank == 1:
+            transport.__class__ = Cutting
+        transport.meter.current = "aggregate"
+        try:
+            wires.exchange({peer: b"text"}, [peer])
+        except AuthenticationError as error:
+            return error.peer, error.stage
+        return None
+
+    assert run_parties(2, party) == [None, ("rank 0", "aggregate")]

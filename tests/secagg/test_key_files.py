@@ -20,7 +20,9 @@ from mpcfl.hazmat.packing import SlotLayout, unpack
 from mpcfl.hazmat.paillier import PrivateKey, encrypt, raw_generate_key
 from mpcfl.hazmat.randomizers import Randomizers
 from mpcfl.hazmat.threshold_key import KeyShare, raw_deal_key
-from mpcfl.secagg import key_files, private_file
+from mpcfl.net import private_file
+from mpcfl.net.private_file import read_key_file, write_key_file
+from mpcfl.secagg import key_files
 from mpcfl.secagg.key_documents import NamedKey
 from mpcfl.secagg.key_files import (
     ScryptCost,
@@ -35,7 +37,6 @@ from mpcfl.secagg.phe_key_files import (
     write_private_key,
     write_public_key,
 )
-from mpcfl.secagg.private_file import read_key_file, write_key_file
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "phe_keys.json").read_text())
 PASSPHRASE = "correct horse battery"  # noqa: S105 - of files that live for one test

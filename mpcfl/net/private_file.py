@@ -1,7 +1,8 @@
 """Key files on the disk: written once and never over another, read only if nobody else could.
 
 A secret file has mode 0600 and belongs to the user who reads it; everything else is refused,
-as somebody may have copied or replaced it. What is checked is the open file and not its name, so
+as somebody may have copied or replaced it. A file that says whom to trust may be read by all, but
+changed by its owner only. What is checked is the open file and not its name, so
 nothing can be swapped in between. Links are followed: a file that a scheduler or a vault put in
 place is judged by its own owner and mode.
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,38 +32,73 @@ def read_key_file(path: Path, *, secret: bool) -> bytes:
         KeyFileError: it can't be read or is too large; or it is ``secret`` and of another owner,
             or the group or others can get at it.
     """
+    return _read(path, "key file", _check_secret if secret else _check_nothing)
+
+
+def read_trusted_file(path: Path, what: str) -> bytes:
+    """Return the content of a file that nobody but its owner can change.
+
+    Args:
+        path: of the file; its owner is the user or root.
+        what: what it is, for errors.
+
+    Raises:
+        KeyFileError: it can't be read, is too large, is of another owner, or the group or others
+            may write it.
+    """
+    return _read(path, what, _check_trusted)
+
+
+def _read(path: Path, what: str, check: Callable[[Path, os.stat_result], None]) -> bytes:
     # Without the flag, opening a pipe would wait for its writer.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         with os.fdopen(os.open(path, flags), "rb") as stream:
-            _check_status(path, os.fstat(stream.fileno()), secret=secret)
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise KeyFileError(f"{path}: not a file; name the {what} itself")
+            check(path, status)
             content = stream.read(MAX_KEY_FILE_BYTES + 1)
     except OSError as error:
         raise KeyFileError(
-            f"{path}: can't read the key file: {error.strerror}; mend it and try again"
+            f"{path}: can't read the {what}: {error.strerror}; mend it and try again"
         ) from None
     if len(content) > MAX_KEY_FILE_BYTES:
         raise KeyFileError(
-            f"{path}: larger than {MAX_KEY_FILE_BYTES} bytes, which no key file is; "
+            f"{path}: larger than {MAX_KEY_FILE_BYTES} bytes, which no {what} is; "
             "restore it from a copy"
         )
     return content
 
 
-def _check_status(path: Path, status: os.stat_result, *, secret: bool) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise KeyFileError(f"{path}: not a file; name the key file itself")
-    if not secret:
-        return
-    if status.st_uid != os.geteuid():
-        raise KeyFileError(
-            f"{path}: belongs to another user (uid {status.st_uid}), who could change it; "
-            "make it yours (chown) if you trust its content"
-        )
+def _check_nothing(_path: Path, _status: os.stat_result) -> None:
+    """Take a public file as it is; who may trust it is another question."""
+
+
+def _check_secret(path: Path, status: os.stat_result) -> None:
+    _check_owner(path, status, (os.geteuid(),))
     if status.st_mode & 0o077:
         raise KeyFileError(
             f"{path}: others than its owner may read or change it (mode "
             f"{stat.S_IMODE(status.st_mode):04o}); if none of them did, run: chmod 600 {path}"
+        )
+
+
+def _check_trusted(path: Path, status: os.stat_result) -> None:
+    # Root could change it anyway, and is who puts such files into containers.
+    _check_owner(path, status, (os.geteuid(), 0))
+    if status.st_mode & 0o022:
+        raise KeyFileError(
+            f"{path}: others than its owner may change it (mode "
+            f"{stat.S_IMODE(status.st_mode):04o}); if none of them did, run: chmod go-w {path}"
+        )
+
+
+def _check_owner(path: Path, status: os.stat_result, owners: Collection[int]) -> None:
+    if status.st_uid not in owners:
+        raise KeyFileError(
+            f"{path}: belongs to another user (uid {status.st_uid}), who could change it; "
+            "make it yours (chown) if you trust its content"
         )
 
 
