@@ -13,7 +13,7 @@ import typer
 from mpcfl.launch.options import Backend, Debug, JobArgument, Json, Overrides, Parties
 
 audit_app = typer.Typer(
-    help="Look for faults in what protects the data; passing proves nothing.",
+    help="Look for faults in what protects data; passing proves nothing.",
     no_args_is_help=True,
 )
 

@@ -23,7 +23,7 @@ from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome
 from mpcfl.parties.events import Ended, Failed, RoundDone, Started, Stopped
 
-COMMANDS = ("run", "plan", "doctor", "keygen", "bench", "ledger", "audit")
+COMMANDS = ("run", "plan", "doctor", "keygen", "identity", "bench", "ledger", "audit")
 
 
 def invoke(*arguments: object):
@@ -40,12 +40,16 @@ def test_help_names_every_command_with_one_line() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [*COMMANDS, "bench grid", "bench scaling", "bench compare", "ledger verify", "audit dp"],
+    [
+        *COMMANDS,
+        *("bench grid", "bench scaling", "bench compare", "ledger verify", "audit dp"),
+        *("identity new", "identity show"),
+    ],
 )
 def test_every_command_has_help_json_and_debug(command: str) -> None:
     result = invoke(*command.split(), "--help")
     assert result.exit_code == 0
-    if command not in {"bench", "ledger", "audit"}:
+    if command not in {"bench", "ledger", "audit", "identity"}:
         assert "--json" in result.output
         assert "--debug" in result.output
 
