@@ -54,6 +54,10 @@ class _Arrived:
     def wait(self) -> None:
         """Return at once."""
 
+    def arrived(self) -> frozenset[int]:
+        """Return nobody: there is nothing to wait for."""
+        return frozenset()
+
 
 class _Wall:
     """A transport that takes the first message and ends the session there."""

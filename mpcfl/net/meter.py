@@ -1,4 +1,4 @@
-"""What one rank sent and received, in bytes, and where its time went, by stage."""
+"""What one rank sent and received, in bytes, where its time went, by stage, and where it is."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ class Meter:
 
     Bytes are payload bytes handed to the transport, framing included. A collective is
     counted as one vector sent and one received. Seconds are wall clock.
+
+    Attributes:
+        current: the stage that is under way, "" between stages; for errors.
+        parent: is told of the stage as well: the transport's meter, from that of a round.
     """
 
     bytes_sent: int = 0
     bytes_received: int = 0
     messages_sent: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    current: str = ""
+    parent: Meter | None = field(default=None, repr=False)
 
     def count_sent(self, n_bytes: int) -> None:
         """Add one sent message."""
@@ -52,9 +58,19 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to the stage ``name``."""
-        start = time.perf_counter()
+        """Add the time spent in the block to the stage ``name``.
+
+        A block that fails leaves ``current`` as it is, so that its error can name the stage.
+        """
+        start, outer = time.perf_counter(), self.current
+        self._enter(name)
         try:
             yield
+            self._enter(outer)
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def _enter(self, name: str) -> None:
+        self.current = name
+        if self.parent is not None:
+            self.parent.current = name

@@ -11,20 +11,24 @@ Assumes nothing of the network: messages are opaque. Does not protect: see `chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpcfl.net.meter import Meter
+from mpcfl.net.mpi_inbox import MAX_MESSAGE_BYTES, Inbox
+from mpcfl.net.mpi_port import MpiPort
 from mpcfl.net.mpi_requests import (
     TAG_GATHER,
     TAG_MESSAGE,
+    TAG_REDUCE,
     TAG_SCATTER,
+    TAGS_PER_EPOCH,
     Deadline,
-    Inbox,
     Requests,
     block_pieces,
     message_pieces,
@@ -49,6 +53,10 @@ class MpiTransport:
             later.
         duplicate: talk on a duplicate of ``comm``, so that others may talk on ``comm``; all
             ranks make their transports together.
+        members: ranks of ``comm`` that take part, ascending; by default all. Ranks of the
+            transport are places in this list.
+        epoch: told apart by the tags of messages, so that what was sent before some rank was
+            lost is never taken for a part of what follows.
 
     Raises:
         PartyLost: a rank died, or did not duplicate ``comm`` before the deadline.
@@ -61,13 +69,21 @@ class MpiTransport:
         names: Sequence[str] = (),
         *,
         duplicate: bool = False,
+        members: Sequence[int] | None = None,
+        epoch: int = 0,
     ) -> None:
         self._comm = comm
-        self.rank = comm.Get_rank()
-        self.n_ranks = comm.Get_size()
+        self.members = tuple(range(comm.Get_size())) if members is None else tuple(members)
+        self.rank = self.members.index(comm.Get_rank())
+        self.n_ranks = len(self.members)
+        self.epoch = epoch
         self.deadline_s = deadline_s
         self.meter = Meter()
         self.names = tuple(names)
+        # Called now and then by whoever waits; raises if waiting has lost its sense.
+        self.watch: Callable[[], None] = lambda: None
+        # Longest message that `exchange` takes; blocks have lengths that both sides know.
+        self.max_message_bytes = MAX_MESSAGE_BYTES
         self._must_free = False
         if duplicate:
             self._comm = self._duplicate(comm)
@@ -75,8 +91,13 @@ class MpiTransport:
         return_errors(self._comm)
 
     def exchange(self, outgoing: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
-        """See `Transport.exchange`."""
-        inboxes = {source: Inbox(self._comm, source) for source in sources}
+        """See `Transport.exchange`.
+
+        Raises:
+            ProtocolError: a rank sends more than ``max_message_bytes``.
+        """
+        tag = self._tag(TAG_MESSAGE)
+        inboxes = {source: self._inbox(source, tag) for source in sources}
         sends: list[MPI.Request] = []
 
         def missing() -> list[int]:
@@ -90,7 +111,7 @@ class MpiTransport:
             for target, message in outgoing.items():
                 # Those before a failure are in ``sends`` too, as `extend` goes by item.
                 sends.extend(
-                    self._comm.Isend([piece, MPI.BYTE], dest=target, tag=TAG_MESSAGE)
+                    self._comm.Isend([piece, MPI.BYTE], dest=self.members[target], tag=tag)
                     for piece in message_pieces(message)
                 )
             deadline.wait(is_done, missing)
@@ -124,6 +145,8 @@ class MpiTransport:
             self.meter.count_received(words.nbytes)
 
         requests = Requests(self, self._others(), words, count)
+        if self.n_ranks < self._comm.Get_size() or self.epoch > 0:
+            return self._begin_reduction_of_some(words, count)
         if self.n_ranks > 1 and words.size:
             with Deadline(self, self._others(), requests):
                 requests.add(self._comm.Iallreduce(MPI.IN_PLACE, words, op=MPI.SUM))
@@ -169,7 +192,30 @@ class MpiTransport:
             group.Free()
         except (MPI.Exception, NotImplementedError):
             return ()
-        return ranks
+        return tuple(self.members.index(rank) for rank in ranks if rank in self.members)
+
+    def port(self) -> MpiPort:
+        """Return this rank's port for alarms, beside the transport; its parties are ``members``."""
+        return MpiPort(self._comm)
+
+    def successor(self, lost: Collection[int]) -> MpiTransport:
+        """Return the transport of those who are left, in the next epoch; nothing is sent.
+
+        Args:
+            lost: ranks of this transport; what they still send is never looked at.
+        """
+        left = [member for rank, member in enumerate(self.members) if rank not in lost]
+        following = MpiTransport(
+            self._comm, self.deadline_s, (), members=left, epoch=self.epoch + 1
+        )
+        following.names = tuple(name for rank, name in enumerate(self.names) if rank not in lost)
+        following.meter, following.watch = self.meter, self.watch
+        following.max_message_bytes = self.max_message_bytes
+        return following
+
+    def _inbox(self, source: int, tag: int) -> Inbox:
+        name = self.party_names([source])
+        return Inbox(self._comm, self.members[source], tag, self.max_message_bytes, name)
 
     def _duplicate(self, comm: MPI.Intracomm) -> MPI.Intracomm:
         duplicate, request = comm.Idup()
@@ -178,7 +224,11 @@ class MpiTransport:
         return duplicate
 
     def _begin(
-        self, outgoing: Mapping[int, Block], incoming: Mapping[int, Block], tag: int
+        self,
+        outgoing: Mapping[int, Block],
+        incoming: Mapping[int, Block],
+        tag: int,
+        on_done: Callable[[], None] | None = None,
     ) -> Requests:
         """Post blocks whose lengths both sides know; nothing is copied."""
 
@@ -189,16 +239,38 @@ class MpiTransport:
                 self.meter.count_received(block.nbytes)
 
         ranks = {*outgoing, *incoming}
-        requests = Requests(self, ranks, (outgoing, incoming), count)
+        requests = Requests(self, ranks, (outgoing, incoming), on_done or count)
         with Deadline(self, ranks, requests):
             for source, block in incoming.items():
+                member = self.members[source]
                 for piece in block_pieces(block):
-                    request = self._comm.Irecv([piece, MPI.BYTE], source=source, tag=tag)
+                    request = self._comm.Irecv([piece, MPI.BYTE], source=member, tag=self._tag(tag))
                     requests.add_receive(request, source, piece.nbytes)
             for target, block in outgoing.items():
+                member = self.members[target]
                 for piece in block_pieces(block):
-                    requests.add(self._comm.Isend([piece, MPI.BYTE], dest=target, tag=tag))
+                    send = self._comm.Isend([piece, MPI.BYTE], dest=member, tag=self._tag(tag))
+                    requests.add(send)
         return requests
+
+    def _begin_reduction_of_some(self, words: NDArray[Any], count: Callable[[], None]) -> Requests:
+        """Add up without MPI's reduction, which takes all ranks of a communicator.
+
+        Each rank sends its words to all others: vectors that are reduced so are short.
+        """
+        own = words.copy().view(np.uint8)
+        inbox = {rank: np.empty_like(own) for rank in self._others()}
+
+        def add_up() -> None:
+            for block in inbox.values():
+                np.add(words, block.view(words.dtype), out=words)
+            count()
+
+        outgoing = dict.fromkeys(self._others(), own)
+        return self._begin(outgoing, inbox, TAG_REDUCE, add_up)
+
+    def _tag(self, kind: int) -> int:
+        return self.epoch * TAGS_PER_EPOCH + kind
 
     def _others(self) -> list[int]:
         """Return the other ranks, the next one first, so that not all send to one at once."""

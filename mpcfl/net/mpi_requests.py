@@ -15,8 +15,11 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpcfl.errors import PartyLost, ProtocolError
+from mpcfl.net.meter import Meter
 
-TAG_MESSAGE, TAG_SCATTER, TAG_GATHER = 1, 2, 3
+TAG_ALARM, TAG_MESSAGE, TAG_SCATTER, TAG_GATHER, TAG_REDUCE = range(5)
+# Tags of one epoch of a transport; alarms have the same one in all.
+TAGS_PER_EPOCH = 8
 # MPI counts are 32-bit; a message is cut into pieces of this many bytes, and a piece that
 # is shorter than this ends it.
 PIECE_BYTES = 1 << 28
@@ -35,6 +38,8 @@ class Owner(Protocol):
     """Whose requests these are: a transport that knows names, the dead and its deadline."""
 
     deadline_s: float
+    meter: Meter
+    watch: Callable[[], None]
 
     def party_names(self, ranks: Iterable[int]) -> str:
         """Return the names of some ranks, for an error text."""
@@ -93,6 +98,7 @@ class Deadline:
             now = time.monotonic()
             if now > next_ask:
                 next_ask = now + _ASK_DEAD_S
+                self._owner.watch()
                 dead = tuple(rank for rank in self._owner.failed_ranks() if rank in self._ranks)
                 if dead:
                     raise self._died(dead)
@@ -109,40 +115,6 @@ class Deadline:
 
     def _died(self, ranks: tuple[int, ...]) -> PartyLost:
         return PartyLost(f"{self._owner.party_names(ranks)} died during the run", ranks)
-
-
-class Inbox:
-    """One message on its way in from one source, piece by piece."""
-
-    __slots__ = ("_comm", "_done", "_piece", "_request", "_source", "content")
-
-    def __init__(self, comm: MPI.Intracomm, source: int) -> None:
-        self._comm, self._source = comm, source
-        self._request: MPI.Request | None = None
-        self._piece = bytearray()
-        self._done = False
-        self.content = bytearray()
-
-    def poll(self) -> bool:
-        """Make progress; return True once the whole message is in ``content``."""
-        while not self._done:
-            if self._request is None and not self._match():
-                return False
-            if self._request is not None and not self._request.Test():
-                return False
-            self.content += self._piece
-            self._done = len(self._piece) < PIECE_BYTES
-            self._request = None
-        return True
-
-    def _match(self) -> bool:
-        status = MPI.Status()
-        message = self._comm.Improbe(source=self._source, tag=TAG_MESSAGE, status=status)
-        if message is None:
-            return False
-        self._piece = bytearray(status.Get_count(MPI.BYTE))
-        self._request = message.Irecv([self._piece, MPI.BYTE])
-        return True
 
 
 class Requests:
@@ -191,6 +163,27 @@ class Requests:
         with self._deadline() as deadline:
             deadline.wait(self._finished, self._missing)
 
+    def arrived(self) -> frozenset[int]:
+        """See `Pending.arrived`; a source that sends nothing is not among them."""
+        missing = {
+            source for place, (source, _) in self._expected.items() if not self._is_here(place)
+        }
+        return frozenset(source for source, _ in self._expected.values()) - missing
+
+    def _is_here(self, place: int) -> bool:
+        """Tell whether a receive is complete; asks only, so that `poll` still finds its status."""
+        request, status = self._all[place], MPI.Status()
+        try:
+            if request == MPI.REQUEST_NULL:
+                # A test has taken its status, also one that failed for the sake of another.
+                status = self._statuses[place]
+            elif not request.Get_status(status):
+                return False
+        except MPI.Exception:
+            return False
+        whole = status.Get_count(MPI.BYTE) == self._expected[place][1]
+        return whole and status.Get_error() == MPI.SUCCESS
+
     def _deadline(self) -> Deadline:
         return Deadline(self._owner, self._ranks, self)
 
@@ -234,9 +227,10 @@ class Requests:
 
 
 def _wrong_length(source: int, owner: Owner) -> str:
+    where = f" in stage {owner.meter.current}" if owner.meter.current else ""
     return (
-        f"{owner.party_names([source])} sent a block of another length than this rank expects; "
-        "give all ranks the same settings and the same length of vectors"
+        f"{owner.party_names([source])} sent a block of another length than this rank expects"
+        f"{where}; it was changed on its way, or the ranks' settings or lengths of vectors differ"
     )
 
 

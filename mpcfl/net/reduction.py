@@ -10,6 +10,9 @@ that, what is packed, and what is received to be added up, takes some chunks of 
 Where slices get very short, many messages cost more than their bytes, and MPI's own tree
 reduction takes over (`Transport.begin_allreduce`).
 
+A sum that breaks off has added up some slices and received others. They are sums in the clear
+for whoever opens them, so `Reduction.unfinished` tells which ones this rank has.
+
 Protects nothing by itself: what goes in may be seen by everybody. Words are cut to b bits
 before they leave, so that no carry above b bits does; the carries of the tree, in words of 32
 or 64 bits, are a function of words that everybody may see.
@@ -21,6 +24,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +83,18 @@ class Chunks:
             for rank in range(self.n_ranks)
         ]
 
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """Return where each slice lies in the vector, chunk by chunk and in order of rank.
+
+        Part ``number * n_ranks + rank`` is what ``rank`` adds up of chunk ``number``.
+        """
+        return tuple(
+            slice(self.chunk(number).start + part.start, self.chunk(number).start + part.stop)
+            for number in range(len(self))
+            for part in self.slices(number)
+        )
+
 
 class Source(Protocol):
     """Makes what this rank puts in, chunk by chunk, each once and in order."""
@@ -103,30 +119,47 @@ class Sink(Protocol):
         ...
 
 
+class _Stage(Enum):
+    """How far a chunk has come; while its words change, nothing can be read from them."""
+
+    MADE = auto()
+    SCATTERED = auto()
+    GATHERED = auto()
+    CHANGING = auto()
+
+
 @dataclass(slots=True)
 class _Chunk:
     """One chunk on its way from this rank's words to the sum.
 
     Attributes:
+        number: its place among the chunks.
         where: its place in the whole.
         slices: one per rank, in the chunk.
         words: this rank's words, then the sum.
         made: its making, where that is left to another thread.
         inbox: by rank, what comes from there.
         pending: what is under way.
+        stage: what was begun last.
     """
 
+    number: int
     where: slice
     slices: list[slice]
     words: Words
     made: Future[None] | None = None
     inbox: dict[int, Block] = field(default_factory=dict)
     pending: Pending | None = None
+    stage: _Stage = _Stage.MADE
 
     def wait(self) -> None:
         """Return once nothing of it is under way."""
         if self.pending is not None:
             self.pending.wait()
+
+    def arrived(self) -> frozenset[int]:
+        """Return the ranks whose block is here."""
+        return frozenset() if self.pending is None else self.pending.arrived()
 
 
 class Reduction:
@@ -137,6 +170,10 @@ class Reduction:
         codec: of the words.
         chunks: how they are cut; equal at all ranks.
         executor: makes chunks ahead in a thread; None makes them here.
+
+    Attributes:
+        chunks: as above.
+        n_finished: chunks whose sum the sink has taken, in order.
     """
 
     def __init__(
@@ -148,8 +185,11 @@ class Reduction:
     ) -> None:
         self._transport = transport
         self._codec = codec
-        self._chunks = chunks
+        self.chunks = chunks
+        self.n_finished = 0
         self._executor = executor
+        # The oldest first: one chunk is gathered, one scattered, one made.
+        self._under_way: list[_Chunk] = []
 
     def run(self, source: Source, sink: Sink) -> None:
         """Add up all ranks' words; see `Source` and `Sink`.
@@ -157,40 +197,70 @@ class Reduction:
         Raises:
             PartyLost: a rank died or did not come before the deadline.
         """
-        if uses_tree(self._chunks, self._codec):
+        if uses_tree(self.chunks, self._codec):
             self._run_tree(source, sink)
             return
-        # The oldest first: one chunk is gathered, one scattered, one made.
-        under_way: list[_Chunk] = []
+        under_way = self._under_way
         upcoming = self._start_making(source, sink, 0)
-        for number in range(len(self._chunks)):
+        for number in range(len(self.chunks)):
             chunk, upcoming = upcoming, None
             if chunk is not None:
-                self._make(source, number, chunk, under_way)
+                self._make(source, chunk)
                 upcoming = self._start_making(source, sink, number + 1)
                 self._scatter(chunk)
                 under_way.append(chunk)
             self._advance(under_way[-2:-1])
-            self._finish(under_way, sink, leave=2)
+            self._finish(sink, leave=2)
         self._advance(under_way[-1:])
-        self._finish(under_way, sink, leave=0)
+        self._finish(sink, leave=0)
+
+    def unfinished(self) -> dict[int, Words]:
+        """Return the sums that this rank can read of chunks that the sink has not taken.
+
+        For after a failure; local, and nothing waits. They are slices that this rank added up
+        or has all summands of, and those that came from other ranks. With the tree there are
+        none: its sum is read by nobody before it is complete.
+
+        Returns:
+            By number of part (`Chunks.parts`), its words mod 2^b; copies.
+        """
+        own, n_ranks = self._transport.rank, self._transport.n_ranks
+        known: dict[int, Words] = {}
+        for chunk in self._under_way:
+            first = chunk.number * n_ranks
+            arrived = chunk.arrived()
+            if chunk.stage is _Stage.GATHERED:
+                known[first + own] = chunk.words[chunk.slices[own]].copy()
+                for rank in arrived:
+                    known[first + rank] = self._received(chunk, rank)
+            elif chunk.stage is _Stage.SCATTERED and arrived.issuperset(chunk.inbox):
+                total = chunk.words[chunk.slices[own]].copy()
+                self._add_up(chunk.inbox, total)
+                known[first + own] = total
+        return known
+
+    def _received(self, chunk: _Chunk, rank: int) -> Words:
+        """Return a copy of the sum that came from a rank."""
+        words = np.empty(_length(chunk.slices[rank]), dtype=chunk.words.dtype)
+        self._codec.unpack(chunk.inbox[rank], words)
+        return words
 
     def _start_making(self, source: Source, sink: Sink, number: int) -> _Chunk | None:
-        if number >= len(self._chunks):
+        if number >= len(self.chunks):
             return None
-        where = self._chunks.chunk(number)
-        chunk = _Chunk(where, self._chunks.slices(number), sink.landing(where))
+        where = self.chunks.chunk(number)
+        chunk = _Chunk(number, where, self.chunks.slices(number), sink.landing(where))
         if self._executor is not None:
             chunk.made = self._executor.submit(source, number, chunk.words)
         return chunk
 
-    def _make(self, source: Source, number: int, chunk: _Chunk, under_way: list[_Chunk]) -> None:
+    def _make(self, source: Source, chunk: _Chunk) -> None:
         """Return once a chunk is made; MPI moves what is under way only while it is polled."""
         if chunk.made is None:
-            source(number, chunk.words)
+            source(chunk.number, chunk.words)
             return
         while not chunk.made.done():
-            for one in under_way:
+            for one in self._under_way:
                 if one.pending is not None:
                     one.pending.poll()
             time.sleep(_POLL_S)
@@ -202,23 +272,26 @@ class Reduction:
         length = _length(chunk.slices[self._transport.rank])
         chunk.inbox = {rank: self._block(length) for rank in self._others()}
         chunk.pending = self._transport.begin_scatter(blocks, chunk.inbox)
+        chunk.stage = _Stage.SCATTERED
 
     def _advance(self, scattered: list[_Chunk]) -> None:
         """Add up this rank's slice of a scattered chunk and start exchanging the sums."""
         for chunk in scattered:
             chunk.wait()
+            chunk.stage, chunk.pending = _Stage.CHANGING, None
             total = chunk.words[chunk.slices[self._transport.rank]]
             self._add_up(chunk.inbox, total)
-            self._codec.reduce(total, total)
             parts = {rank: chunk.words[chunk.slices[rank]] for rank in self._others()}
             chunk.inbox = {
                 # The words that were there have left.
                 rank: part.view(np.uint8) if self._codec.is_identity else self._block(part.size)
                 for rank, part in parts.items()
             }
+            chunk.stage = _Stage.GATHERED
             chunk.pending = self._transport.begin_gather(self._codec.pack(total), chunk.inbox)
 
     def _add_up(self, inbox: Mapping[int, Block], total: Words) -> None:
+        """Add what came from the others to ``total``, mod 2^b."""
         summand = np.empty(0 if self._codec.is_identity else total.size, dtype=total.dtype)
         for block in inbox.values():
             if self._codec.is_identity:
@@ -226,19 +299,23 @@ class Reduction:
             else:
                 self._codec.unpack(block, summand)
             np.add(total, summand, out=total)
+        self._codec.reduce(total, total)
 
-    def _finish(self, under_way: list[_Chunk], sink: Sink, leave: int) -> None:
+    def _finish(self, sink: Sink, leave: int) -> None:
         """Hand on the oldest chunks, whose sums are on their way, until few are left."""
-        while len(under_way) > leave:
-            chunk = under_way.pop(0)
+        while len(self._under_way) > leave:
+            chunk = self._under_way[0]
             chunk.wait()
+            chunk.stage = _Stage.CHANGING
             if not self._codec.is_identity:
                 for rank, block in chunk.inbox.items():
                     self._codec.unpack(block, chunk.words[chunk.slices[rank]])
             sink.finish(chunk.where, chunk.words)
+            self.n_finished += 1
+            self._under_way.pop(0)
 
     def _run_tree(self, source: Source, sink: Sink) -> None:
-        where = self._chunks.chunk(0)
+        where = self.chunks.chunk(0)
         words = sink.landing(where)
         source(0, words)
         self._codec.reduce(words, words)
@@ -247,6 +324,7 @@ class Reduction:
         words[:] = wide
         self._codec.reduce(words, words)
         sink.finish(where, words)
+        self.n_finished = 1
 
     def _block(self, n_words: int) -> Block:
         return np.empty(self._codec.packed_bytes(n_words), dtype=np.uint8)

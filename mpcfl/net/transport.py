@@ -40,6 +40,14 @@ class Pending(Protocol):
         """
         ...
 
+    def arrived(self) -> frozenset[int]:
+        """Return the sources whose block is completely in its buffer, which may be read then.
+
+        Waits for nothing, and may be asked for after a failure as well: then of what was begun
+        first, first, as blocks of one source arrive in order.
+        """
+        ...
+
 
 class Transport(Protocol):
     """Messages between ``n_ranks`` parties; every call is bounded by a deadline."""

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpcfl.errors import PartyLost
 from mpcfl.hazmat.bits import SystemBits
-from mpcfl.net import reduction
+from mpcfl.net import memory, reduction
 from mpcfl.net.codec import WordCodec
-from mpcfl.net.memory import MemoryTransport, run_parties
+from mpcfl.net.memory import MemoryNetwork, MemoryTransport, run_parties
 from mpcfl.net.reduction import Chunks, Reduction, allreduce
 
 
@@ -255,3 +256,175 @@ def test_what_is_under_way_is_polled_while_a_chunk_is_made(small_chunks):
 
     run_parties(2, party)
     assert CountsPolls.polls > 2 * len(chunks)
+
+
+@given(dim=st.integers(0, 3000), n_ranks=st.integers(1, 9))
+def test_part_is_what_a_rank_adds_up_of_a_chunk(dim, n_ranks):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduction, "_CHUNK_BYTES", 512)
+        patch.setattr(reduction, "_LEAST_SLICE_WORDS", 8)
+        chunks = Chunks.of(dim, n_ranks, 4)
+    assert len(chunks.parts) == len(chunks) * n_ranks
+    places = np.arange(dim)
+    for number, part in enumerate(chunks.parts):
+        chunk, rank = divmod(number, n_ranks)
+        expected = places[chunks.chunk(chunk)][chunks.slices(chunk)[rank]]
+        assert places[part].tolist() == expected.tolist()
+
+
+class Interrupted(Exception):
+    """What ends a reduction in the midst of a step."""
+
+
+class InterruptedCodec(WordCodec):
+    def reduce(self, words, out):
+        out[::2] += 1
+        raise Interrupted
+
+
+class InterruptedSink(Vector):
+    def finish(self, where, total):
+        total[::2] += 1
+        raise Interrupted
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind"), [(InterruptedCodec(64), Vector), (WordCodec(64), InterruptedSink)]
+)
+def test_words_that_were_being_changed_are_not_taken_for_a_sum(codec, kind):
+    chunks = Chunks.of(24, 1, 8)
+    both = kind(random_words(codec, 24), chunks)
+    alone = Reduction(MemoryTransport(MemoryNetwork(1), 0), codec, chunks)
+    with pytest.raises(Interrupted):
+        alone.run(both, both)
+    assert alone.n_finished == 0
+    assert alone.unfinished() == {}
+
+
+@pytest.mark.parametrize("bits", [20, 32])
+def test_sums_that_could_not_be_exchanged_are_known_where_they_were_added_up_only(bits):
+    class NoGather(MemoryTransport):
+        def begin_gather(self, own, inbox):
+            raise PartyLost("no sum can leave")
+
+    codec, chunks = WordCodec(bits), Chunks.of(90, 3, 4)
+    vectors = [random_words(codec, 90) for _ in range(3)]
+
+    def party(transport):
+        transport.__class__ = NoGather
+        both = Vector(vectors[transport.rank], chunks)
+        broken = Reduction(transport, codec, chunks)
+        with pytest.raises(PartyLost):
+            broken.run(both, both)
+        return broken.unfinished()
+
+    for rank, known in enumerate(run_parties(3, party)):
+        assert list(known) == [rank]
+        assert known[rank].tolist() == residues(vectors, bits)[chunks.parts[rank]]
+
+
+@pytest.mark.parametrize("bits", [20, 32])
+def test_slice_that_has_come_from_all_is_known_though_nobody_waited_for_it(bits):
+    """A rank may have to give up while the rest of a slice is already there."""
+    everybody = threading.Barrier(3)
+
+    class GivesUp(MemoryTransport):
+        def begin_scatter(self, blocks, inbox):
+            pending = super().begin_scatter(blocks, inbox)
+
+            def wait():
+                everybody.wait(10)
+                raise PartyLost("somebody else is gone")
+
+            pending.wait = wait
+            return pending
+
+    codec, chunks = WordCodec(bits), Chunks.of(90, 3, 4)
+    vectors = [random_words(codec, 90) for _ in range(3)]
+
+    def party(transport):
+        transport.__class__ = GivesUp
+        both = Vector(vectors[transport.rank], chunks)
+        broken = Reduction(transport, codec, chunks)
+        with pytest.raises(PartyLost):
+            broken.run(both, both)
+        return broken.unfinished()
+
+    for rank, known in enumerate(run_parties(3, party)):
+        assert list(known) == [rank]
+        assert known[rank].tolist() == residues(vectors, bits)[chunks.parts[rank]]
+
+
+def test_block_is_not_taken_for_that_of_an_earlier_exchange():
+    network = MemoryNetwork(2, deadline_s=0.1)
+    sender, receiver = MemoryTransport(network, 0), MemoryTransport(network, 1)
+    first, second = np.zeros(4, np.uint8), np.zeros(4, np.uint8)
+    before = receiver.begin_gather(first, {0: first})
+    after = receiver.begin_gather(first.copy(), {0: second})
+    assert before.arrived() == after.arrived() == frozenset()
+    sender.begin_gather(np.full(4, 1, np.uint8), {1: np.empty(4, np.uint8)})
+    # The later one is asked first, and what lies there is not its own.
+    assert after.arrived() == frozenset()
+    assert before.arrived() == {0}
+    sender.begin_gather(np.full(4, 2, np.uint8), {1: np.empty(4, np.uint8)})
+    assert after.arrived() == before.arrived() == {0}
+    assert (first.tolist(), second.tolist()) == ([1] * 4, [2] * 4)
+    assert receiver.meter.bytes_received == 8
+
+
+def test_block_of_another_length_has_not_arrived():
+    network = MemoryNetwork(2, deadline_s=0.1)
+    pending = MemoryTransport(network, 1).begin_gather(
+        np.zeros(3, np.uint8), {0: np.zeros(3, np.uint8)}
+    )
+    MemoryTransport(network, 0).begin_gather(np.zeros(2, np.uint8), {})
+    network.put(0, 1, memory.Lane(memory._Kind.GATHER), b"12")
+    assert pending.arrived() == frozenset()
+
+
+# Rank 2 gives its block to rank 0 alone and dies; nobody else has anything of it.
+ARRIVALS = """
+import os, signal, sys, time
+import numpy as np
+from mpi4py import MPI
+from mpcfl.errors import PartyLost
+from mpcfl.net.mpi import MpiTransport
+
+transport = MpiTransport(MPI.COMM_WORLD, 20.0)
+rank = transport.rank
+for size in (100, 1_000_000):
+    transport.allgather(b"")
+    done = transport.begin_gather(
+        np.full(size, rank + 1, np.uint8),
+        {other: np.zeros(size, np.uint8) for other in range(4) if other != rank},
+    )
+    done.wait()
+    assert done.arrived() == set(range(4)) - {rank}
+if rank == 2:
+    block = np.full(size, 3, np.uint8)
+    transport.begin_scatter([block] + [block[:0]] * 3, {})
+    time.sleep(1)
+    MPI.COMM_WORLD.Improbe()
+    os.kill(os.getpid(), signal.SIGKILL)
+inbox = {other: np.zeros(size, np.uint8) for other in range(4) if other != rank}
+pending = transport.begin_scatter([np.full(size, rank + 1, np.uint8)] * 4, inbox)
+try:
+    pending.wait()
+except PartyLost:
+    pass
+arrived = pending.arrived()
+assert arrived == ({0, 1, 2, 3} if rank == 0 else {0, 1, 3}) - {rank}, (rank, arrived)
+for other in arrived:
+    assert (inbox[other] == other + 1).all()
+sys.stdout.write(f"rank {rank} is done\\n")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_blocks_that_came_over_mpi_before_a_rank_died_are_known(mpirun, tmp_path):
+    script = tmp_path / "arrivals.py"
+    script.write_text(ARRIVALS)
+    done = mpirun(4, script, timeout_s=60)
+    for rank in (0, 1, 3):
+        assert f"rank {rank} is done" in done.stdout, done.stderr

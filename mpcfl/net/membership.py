@@ -1,0 +1,258 @@
+"""Who is left, when a party is lost: all who are agree on it before anything goes on.
+
+MPI and deadlines only *suspect*: one party sees a death or a silence, another does not yet. So
+whoever meets one raises an alarm, which reaches the others wherever they wait, and all of them
+tell each other whom they miss, again and again, until everybody says the same (flooding). They
+then leave the epoch together; messages of an earlier one are never looked at again. A party
+that is still in it, because it heard less, is told where the others are. What follows, the
+signatures of all on the new roster, is `roster.confirm_view`'s: a party that is lost while they
+sign is lost in the new epoch, and the same begins again there.
+
+Silence is no death: a party may be silent because it waits for another one. Whoever is doubted
+is asked, and is lost only if it doesn't answer within seconds.
+
+Safety rests on three things. A roster only counts with the signatures of all in it, a member
+signs one roster per epoch, and a quorum is more than half of all parties: so there are never two
+rosters that both go on. Liveness rests on deadlines: who says nothing for one is left out, and
+finds that out.
+
+Assumes members that follow the protocol, over a network that may do anything: alarms are
+sealed (`channel.py`). Does not protect against a member that names others as lost, which ends
+in a smaller roster or in none. Source: the flooding consensus of Dwork, Lynch, Stockmeyer 1988
+(J. ACM 35), for failures by stopping; checked exhaustively for three parties by the model in the
+tests (`docs/recovery.md`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mpcfl.errors import LeftOut, PartyLost
+from mpcfl.net.channel import Channel
+from mpcfl.net.port import Port
+from mpcfl.net.wire import FLAG, U32, Format, Kind, ascending
+
+# More parties than any job has; bounds what is read.
+MAX_PARTIES = 1 << 14
+_ALARM = Format(
+    Kind.ALARM,
+    # True tells a party that is behind which roster the others have moved on with.
+    moved=FLAG,
+    epoch=U32,
+    step=U32,
+    parties=ascending(U32, MAX_PARTIES),
+    doubted=ascending(U32, MAX_PARTIES),
+)
+_POLL_S = 1e-3
+# Whoever waits anywhere looks for alarms twenty times a second; a busy machine gets some room.
+_ANSWER_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Alarm:
+    """One message of an epoch.
+
+    Attributes:
+        moved: its sender has gone on, and ``parties`` are the members of that ``epoch``.
+        step: how often its sender has asked before.
+        parties: whom it knows to be lost.
+        doubted: who was silent for a deadline, as far as it knows.
+    """
+
+    moved: bool
+    epoch: int
+    step: int
+    parties: frozenset[int]
+    doubted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stays as it is for one party, whoever is lost.
+
+    Attributes:
+        own: its number.
+        names: of all parties, by number.
+        deadline_s: how long a silent one is waited for.
+    """
+
+    own: int
+    names: Sequence[str]
+    deadline_s: float
+
+    def name(self, parties: Iterable[int]) -> str:
+        """Return the names of some parties, for people."""
+        return ", ".join(self.names[party] for party in sorted(parties))
+
+
+class Membership:
+    """One party's view of who takes part. Secret: it has the channels of the alarms.
+
+    Args:
+        port: carries alarms.
+        channels: one per other member, by number; for alarms only.
+        standing: of this party.
+        members: numbers of all who take part at first, this one included.
+
+    Attributes:
+        epoch: how often somebody was lost.
+        members: numbers of those who take part, ascending.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        channels: Mapping[int, Channel],
+        standing: Standing,
+        members: Collection[int],
+    ) -> None:
+        self.epoch = 0
+        self.members = tuple(sorted(members))
+        self._port, self._channels, self._standing = port, dict(channels), standing
+        self._waiting: dict[int, list[_Alarm]] = {party: [] for party in channels}
+
+    def watch(self) -> None:
+        """Look for alarms; whoever waits for another party calls this now and then.
+
+        Raises:
+            PartyLost: a member misses somebody, or has gone on; `ranks` are places in ``members``.
+            AuthenticationError: an alarm was not made by its sender.
+        """
+        for party in self._others():
+            self._collect(party)
+            for alarm in self._waiting[party]:
+                missed = frozenset() if alarm.moved else alarm.parties | alarm.doubted
+                places = tuple(p for p, member in enumerate(self.members) if member in missed)
+                raise PartyLost(f"{self._names(missed or {party})} was lost", places)
+
+    def agree(self, doubted: Collection[int]) -> tuple[int, ...]:
+        """Agree with all who are left on who that is, and enter the next epoch.
+
+        Args:
+            doubted: numbers of the members that were silent for a deadline; may be empty.
+
+        Returns:
+            The numbers of those who were lost; empty if all members answer, as when only
+            messages were lost.
+
+        Raises:
+            LeftOut: the others have gone on without this party.
+        """
+        before, lost, step = frozenset(self.members), frozenset[int](), 0
+        doubts = frozenset(doubted)
+        while True:
+            awaited = [party for party in self._others() if party not in lost]
+            for party in awaited:
+                self._post(party, _Alarm(False, self.epoch, step, lost, doubts))
+            heard = self._hear(awaited, doubts)
+            moved = next((alarm for alarm in heard.values() if alarm.moved), None)
+            if moved is not None:
+                # Nobody can be in a later epoch than the next one without having signed that.
+                left = moved.parties if moved.epoch == self.epoch + 1 else frozenset()
+                break
+            told = [alarm.parties for alarm in heard.values()]
+            known = lost.union(set(awaited) - set(heard), *told)
+            left = before - known
+            if known == lost and all(parties == known for parties in told):
+                break
+            self._require_own(left)
+            doubts = doubts.union(*(alarm.doubted for alarm in heard.values()))
+            lost, step = known, step + 1
+        self._require_own(left)
+        self._enter(left)
+        return tuple(sorted(before - left))
+
+    def _enter(self, left: Collection[int]) -> None:
+        """Go on with those who are left; whoever asked once more meanwhile is told of it."""
+        self.epoch, self.members = self.epoch + 1, tuple(sorted(left))
+        for party, alarms in self._waiting.items():
+            unread = [alarm for alarm in alarms if alarm.epoch >= self.epoch + alarm.moved]
+            is_behind = any(a.epoch == self.epoch - 1 and not a.moved for a in alarms)
+            self._waiting[party] = unread
+            if is_behind:
+                self._post(party, self._moved())
+
+    def _moved(self) -> _Alarm:
+        return _Alarm(True, self.epoch, 0, frozenset(self.members))
+
+    def close(self) -> None:
+        """Forget the keys of the alarms."""
+        self._channels.clear()
+
+    def _others(self) -> list[int]:
+        return [party for party in self.members if party != self._standing.own]
+
+    def _require_own(self, left: Collection[int]) -> None:
+        if self._standing.own not in left:
+            raise LeftOut(
+                f"the other parties lost touch with {self._names([self._standing.own])} and went "
+                "on without it; it can take part again when the run is resumed"
+            )
+
+    def _names(self, parties: Iterable[int]) -> str:
+        return self._standing.name(parties)
+
+    def _hear(self, awaited: Sequence[int], doubted: Collection[int]) -> dict[int, _Alarm]:
+        """Return the next alarm of each party; those who die or stay silent are left out."""
+        heard: dict[int, _Alarm] = {}
+        silent, doubts = list(awaited), set(doubted)
+        start = time.monotonic()
+        while silent:
+            waited_s = time.monotonic() - start
+            for party in tuple(silent):
+                # Asked first: what a party said before it died still counts.
+                is_over = self._port.is_dead(party) or waited_s > self._patience_s(party in doubts)
+                self._collect(party)
+                alarm = self._next_alarm(party)
+                if alarm is not None:
+                    heard[party] = alarm
+                    doubts |= alarm.doubted
+                if is_over or alarm is not None:
+                    silent.remove(party)
+            if any(alarm.moved for alarm in heard.values()):
+                break
+            time.sleep(_POLL_S)
+        return heard
+
+    def _patience_s(self, doubted: bool) -> float:
+        deadline_s = self._standing.deadline_s
+        return min(deadline_s, _ANSWER_S) if doubted else deadline_s
+
+    def _next_alarm(self, party: int) -> _Alarm | None:
+        """Take a party's next word on this epoch; what it says of later ones waits."""
+        for place, alarm in enumerate(self._waiting[party]):
+            if alarm.epoch > self.epoch if alarm.moved else alarm.epoch == self.epoch:
+                return self._waiting[party].pop(place)
+        return None
+
+    def _collect(self, party: int) -> None:
+        """Take in what has come from a party; answer it if it is behind."""
+        while (sealed := self._port.take(party)) is not None:
+            name = self._standing.names[party]
+            words = _ALARM.decode(self._channels[party].open(sealed), name)
+            alarm = _Alarm(
+                words["moved"],
+                words["epoch"],
+                words["step"],
+                frozenset(words["parties"]),
+                frozenset(words["doubted"]),
+            )
+            if alarm.epoch >= self.epoch + alarm.moved:
+                self._waiting[party].append(alarm)
+            elif not alarm.moved:
+                self._post(party, self._moved())
+
+    def _post(self, party: int, alarm: _Alarm) -> None:
+        message = _ALARM.encode(
+            moved=alarm.moved,
+            epoch=alarm.epoch,
+            step=alarm.step,
+            parties=sorted(alarm.parties),
+            doubted=sorted(alarm.doubted),
+        )
+        self._port.post(party, self._channels[party].seal(message))
+
+    def __repr__(self) -> str:
+        return f"Membership(epoch {self.epoch}, <redacted>)"
