@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpcfl.config import Custody
 from mpcfl.errors import OutOfOrder, WrapDetected
 from mpcfl.net.transport import Transport
+from mpcfl.secagg.salvage import Salvage
 
 IntVector = NDArray[np.int64]
 # What a sum takes: int32 or int64.
@@ -43,6 +44,7 @@ class SumSettings:
             backend has any.
         threshold: t, the key shares that decrypt under custody `threshold`; None means more than
             half of them.
+        checked: find a sum that was changed on its way; see `opening.open_sum`, which heeds it.
     """
 
     dim: int
@@ -53,6 +55,7 @@ class SumSettings:
     neighbors: int | None = None
     precompute: bool = False
     threshold: int | None = None
+    checked: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,12 +95,12 @@ def next_sum(last: SumId | None, wanted: SumId | None) -> SumId:
     return wanted
 
 
-class SecureSum(Protocol):
-    """One session of sums at one rank: keys are agreed once, any number of sums follow.
+class Stages(Protocol):
+    """The three stages of one attempt at a sum, at one rank.
 
-    The three stages are called in order, by all ranks together, once per attempt. A rank
-    without data (an aggregator) passes ``None`` to `protect`; only backends whose custody has
-    such a rank take it. What stages hand on is opaque.
+    They are called in order, by all ranks together, once per attempt. A rank without data (an
+    aggregator) passes ``None`` to `protect`; only backends whose custody has such a rank take
+    it. What stages hand on is opaque.
     """
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
@@ -126,10 +129,36 @@ class SecureSum(Protocol):
         """
         ...
 
+
+class SecureSum(Stages, Protocol):
+    """One session of sums at one rank: keys are agreed once, any number of sums follow."""
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """Return how an opened vector falls into parts that may become known one by one.
+
+        In order, covering (dim,) once, equal at all ranks; some may be empty. At least one where
+        dim is not 0.
+        """
+        ...
+
+    def salvage(self) -> Salvage | None:
+        """Return what this rank knows of the last sum, after an error of a stage or after `open`.
+
+        Local: nothing is sent. Call it before `prepare`, the next `protect` or `close`, and before
+        a vector that `open` returned is changed. A part is in it if and only if its sum can be
+        read from what this rank holds.
+
+        Returns:
+            None where the backend can't tell; the sum must not be tried again then.
+        """
+        ...
+
     def prepare(self) -> None:
         """Return once all that the next sum needs ahead is ready; at once where that is nothing.
 
-        Local: nothing is sent. Without ``settings.precompute`` there is nothing to wait for.
+        Local: nothing is sent. Without ``settings.precompute`` there is nothing to wait for. To be
+        called once the last sum is settled, as what is known of it may be forgotten then.
         """
         ...
 

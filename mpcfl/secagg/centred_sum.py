@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from mpcfl.net.codec import Words
-from mpcfl.secagg.base import Levels
+from mpcfl.net.reduction import Chunks, Reduction, Source
+from mpcfl.secagg.base import IntVector, Levels
 from mpcfl.secagg.masks import WordType
+from mpcfl.secagg.salvage import Salvage, nothing_in
 
 
 class CentredSum:
@@ -35,11 +39,56 @@ class CentredSum:
 
     def finish(self, where: slice, total: Words) -> None:
         """See `Sink.finish`."""
+        signed = self._centre(total)
+        if not self._in_place:
+            self._total[where] = signed
+
+    def salvage(self, reduction: Reduction) -> Salvage:
+        """Return what this rank knows of the sum that a reduction brought here, in whole or part.
+
+        Args:
+            reduction: the one whose sink this is.
+        """
+        parts = reduction.chunks.parts
+        known = nothing_in(parts)
+        for number in range(reduction.n_finished * reduction.chunks.n_ranks):
+            known[number] = self._total[parts[number]].astype(np.int64)
+        for number, words in reduction.unfinished().items():
+            known[number] = self._centre(words).astype(np.int64)
+        return Salvage(parts, dict(sorted(known.items())))
+
+    def _centre(self, words: Words) -> IntVector:
+        """Return a sum less the offset, centred; a view of ``words``, which change."""
         if self._offset:
-            total -= self._offset
-        signed = total.view(self._signed)
+            words -= self._offset
+        signed = words.view(self._signed)
         if self._spare:
             np.left_shift(signed, self._spare, out=signed)
             np.right_shift(signed, self._spare, out=signed)
-        if not self._in_place:
-            self._total[where] = signed
+        return signed
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class LastSum:
+    """The reduction that a session ran last, and where it brought the sum.
+
+    It keeps the opened vector, and after a failure words under masks, until the next sum begins.
+    """
+
+    reduction: Reduction
+    sink: CentredSum
+
+    def run(self, source: Source) -> None:
+        """Add up all ranks' words.
+
+        Raises:
+            PartyLost: a rank died or did not come before the deadline.
+        """
+        self.reduction.run(source, self.sink)
+
+
+def salvage_last(last: LastSum | None, chunks: Chunks) -> Salvage:
+    """Return what is known of a session's last sum; nothing where none was begun."""
+    if last is None:
+        return Salvage(chunks.parts, nothing_in(chunks.parts))
+    return last.sink.salvage(last.reduction)

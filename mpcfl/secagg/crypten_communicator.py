@@ -23,7 +23,7 @@ from torch.distributed import ReduceOp
 
 from mpcfl.errors import ProtocolError
 from mpcfl.net.codec import WordCodec, Words
-from mpcfl.net.reduction import Chunks, Reduction, Sink
+from mpcfl.net.reduction import Chunks, Reduction
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.crypten_bridge import crypten
 
@@ -181,20 +181,14 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
         folded = [_folded(self.gather(piece, dst), fold) for piece in pieces]
         return torch.cat(folded).reshape(tensor.shape) if self.get_rank() == dst else None
 
-    def sum_words(self, words: NDArray[np.uint64], sink: Sink, chunks: Chunks) -> None:
-        """Add up all ranks' vectors mod 2^64, chunk by chunk; ``words`` stay as they are.
+    def reduction(self, chunks: Chunks) -> Reduction:
+        """Return a reduction of vectors mod 2^64; what waits to be sent leaves before.
 
         Args:
-            words: this rank's vector, shape (dim,).
-            sink: takes the sum.
             chunks: how vectors are cut; equal at all ranks.
         """
         self.flush()
-
-        def source(number: int, out: Words) -> None:
-            out[:] = words[chunks.chunk(number)]
-
-        Reduction(self._transport, WordCodec(_WORD_BITS), chunks).run(source, sink)
+        return Reduction(self._transport, WordCodec(_WORD_BITS), chunks)
 
     def barrier(self) -> None:
         """Return once every rank has called this."""
@@ -226,7 +220,7 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
         chunks = Chunks.of(values.size, self._transport.n_ranks, values.itemsize)
         if fold is np.add and values.dtype == np.int64:
             total = _Total(np.empty(values.size, dtype=np.uint64))
-            self.sum_words(values.view(np.uint64), total, chunks)
+            self.reduction(chunks).run(WordsSource(values.view(np.uint64), chunks), total)
             return torch.from_numpy(total.words.view(np.int64))
         if values.nbytes <= _SHORT_BYTES:
             return _folded(self.all_gather(flat), fold)
@@ -252,6 +246,22 @@ class TransportCommunicator(crypten.communicator.Communicator):  # type: ignore[
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.get_world_size()) if rank != self.get_rank()]
+
+
+class WordsSource:
+    """Puts a vector into a reduction, chunk by chunk; a `Source` of `net/reduction.py`.
+
+    Args:
+        words: stay as they are, shape (dim,).
+        chunks: how they are cut.
+    """
+
+    def __init__(self, words: NDArray[np.uint64], chunks: Chunks) -> None:
+        self._words, self._chunks = words, chunks
+
+    def __call__(self, number: int, out: Words) -> None:
+        """See `Source`."""
+        out[:] = self._words[self._chunks.chunk(number)]
 
 
 class _Total:

@@ -41,6 +41,7 @@ from mpcfl.secagg.base import (
 )
 from mpcfl.secagg.crypten_bridge import crypten
 from mpcfl.secagg.crypten_communicator import TransportCommunicator
+from mpcfl.secagg.salvage import whole
 
 _PROCESS_MARK_BYTES = 16
 _mark_lock = threading.Lock()
@@ -70,6 +71,11 @@ class CryptenStockSum:
         self._speaking = speaking
         self._count_bytes = count_bytes
         self._shut_down: Callable[[], None] | None = shut_down
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`: CrypTen opens a vector as a whole."""
+        return whole(self._settings.dim)
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`.
@@ -101,6 +107,9 @@ class CryptenStockSum:
             total = aggregated.reveal().numpy()
         self._count_bytes(total.nbytes)
         return centre(total, self._settings.modulus_bits).astype(self._dtype, copy=False)
+
+    def salvage(self) -> None:
+        """See `SecureSum.salvage`: what CrypTen received before it failed can't be told."""
 
     def prepare(self) -> None:
         """There is nothing to prepare."""

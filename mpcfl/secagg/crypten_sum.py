@@ -34,13 +34,14 @@ from numpy.typing import NDArray
 from mpcfl.net.channel import PairSecrets, agree_pair_secrets
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import Levels, SumId, SumSettings, check_levels, check_range
-from mpcfl.secagg.centred_sum import CentredSum
+from mpcfl.secagg.centred_sum import CentredSum, LastSum, salvage_last
 from mpcfl.secagg.crypten_bridge import crypten
-from mpcfl.secagg.crypten_communicator import TransportCommunicator
+from mpcfl.secagg.crypten_communicator import TransportCommunicator, WordsSource
 from mpcfl.secagg.crypten_streams import computing_generators
 from mpcfl.secagg.graph import agree_neighbors
 from mpcfl.secagg.mask_session import MaskSession
 from mpcfl.secagg.masks import PairMasks
+from mpcfl.secagg.salvage import Salvage
 from mpcfl.secagg.shared_sum import (
     Release,
     SharedSum,
@@ -65,6 +66,12 @@ class CryptenSum:
         self._masks = MaskSession(transport, settings, pairs, np.dtype(np.uint64))
         self._communicator = TransportCommunicator(transport)
         self._dtype: np.dtype[Any] = np.dtype(np.int64)
+        self._last: LastSum | None = None
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`: of every chunk, the slices that the ranks add up."""
+        return self._masks.chunks.parts
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`.
@@ -90,9 +97,10 @@ class CryptenSum:
         opened = np.empty(self._settings.dim, dtype=self._dtype)
         bits = self._settings.modulus_bits
         sink = CentredSum(opened, np.dtype(np.uint64), bits, int(self._offset_of_sum(bits)))
-        words = aggregated.share.numpy().view(np.uint64)
+        source = WordsSource(aggregated.share.numpy().view(np.uint64), self._masks.chunks)
         with self._masks.exchange():
-            self._communicator.sum_words(words, sink, self._masks.chunks)
+            self._last = LastSum(self._communicator.reduction(self._masks.chunks), sink)
+            self._last.run(source)
         self._masks.prepare_next()
         return opened
 
@@ -142,12 +150,18 @@ class CryptenSum:
         encoded = ArithmeticSharedTensor.from_shares(tensor, precision=precision)
         return SharedSum(encoded, self._communicator, generators, charge)
 
+    def salvage(self) -> Salvage:
+        """See `SecureSum.salvage`; of a sum that was handed on unopened nothing is known."""
+        return salvage_last(self._last, self._masks.chunks)
+
     def prepare(self) -> None:
-        """See `SecureSum.prepare`."""
+        """See `SecureSum.prepare`; lets go of the sum before, which is as long as the masks."""
+        self._last = None
         self._masks.prepare()
 
     def close(self) -> None:
         """Forget all keys and masks; see `SecureSum.close`. Shared sums can't go on either."""
+        self._last = None
         self._communicator.close()
         self._masks.close()
 
@@ -158,6 +172,7 @@ class CryptenSum:
 
     def _make_share(self, levels: Levels, sum_id: SumId | None) -> NDArray[np.uint64]:
         """Return levels plus 2^(b-1) under all masks, shape (dim,); each sum has its own masks."""
+        self._last = None
         source, _ = self._masks.begin(levels, sum_id)
         self._dtype = levels.dtype
         share = np.empty(self._settings.dim, dtype=np.uint64)

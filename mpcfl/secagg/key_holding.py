@@ -60,6 +60,17 @@ def hold_share(path: Path, passphrase: str) -> HeldShare:
     return HeldShare(share, log, path.parent / TABLES_NAME)
 
 
+def held_share_of(secure: object) -> HeldShare | None:
+    """Return the key share that a session of sums works with; None where it has none. Secret.
+
+    Args:
+        secure: a `SecureSum`, not closed.
+    """
+    method = getattr(secure, "held_share", None)
+    held: HeldShare | None = None if method is None else method()
+    return held
+
+
 def read_own_passphrase(path: Path, rank: int) -> str:
     """Return one party's passphrase from a file with one line for it alone, or one per party.
 

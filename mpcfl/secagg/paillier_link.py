@@ -8,7 +8,7 @@ the arithmetic holds the interpreter's lock, as phe's does, the two take turns i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from mpcfl.secagg.base import (
     next_sum,
 )
 from mpcfl.secagg.paillier_codec import decode_opened, encode_opened
+from mpcfl.secagg.salvage import OpenedParts
 
 Chunk = slice
 Ciphertexts = list[int]
@@ -101,6 +102,10 @@ class Link:
         ops: the cryptosystem.
         settings: of the session.
         n_owners: ranks that decrypt; each gets a chunk where there are enough values.
+
+    Attributes:
+        chunks: how vectors are cut; the parts of an opened one.
+        opened: what this rank knows of the last sum in the clear.
     """
 
     def __init__(
@@ -119,6 +124,7 @@ class Link:
         self.dtype: np.dtype[Any] = np.dtype(np.int64)
         self.sum_id: SumId | None = None
         self.chunks = _cut(settings.dim, ops, n_owners)
+        self.opened = OpenedParts(tuple(self.chunks))
         self._beside: ThreadPoolExecutor | None = None
 
     def accept(self, levels: Levels | None, sum_id: SumId | None) -> Levels:
@@ -140,6 +146,7 @@ class Link:
             OutOfOrder: this sum is not later than the last one.
         """
         self.sum_id = next_sum(self.sum_id, sum_id)
+        self.opened.begin()
         self.ops.begin(self.sum_id)
 
     def keep_step(self) -> None:
@@ -177,23 +184,19 @@ class Link:
         """Return one chunk of opened sums."""
         return decode_opened(message, chunk.stop - chunk.start, self.settings.modulus_bits)
 
-    def decrypt_beside(
-        self, work: Callable[[], Levels], waiting: Sequence[Future[Levels]]
-    ) -> Future[Levels]:
+    def decrypt_beside(self, number: int, work: Callable[[], Levels]) -> None:
         """Start to decrypt one chunk in a thread; first wait where too many do so already.
 
         Args:
+            number: of the chunk, which `OpenedParts.take` returns once it is open.
             work: decrypts.
-            waiting: what was started before, in order.
-
-        Returns:
-            The future of what ``work`` returns.
         """
+        waiting = self.opened.under_way
         if len(waiting) >= _MAX_WAITING:
             waiting[-_MAX_WAITING].result()
         if self._beside is None:
             self._beside = ThreadPoolExecutor(1, thread_name_prefix="decrypt")
-        return self._beside.submit(work)
+        self.opened.expect(number, self._beside.submit(work))
 
     def close(self) -> None:
         """Forget all keys."""

@@ -11,10 +11,7 @@ the true one. Lengths and times of messages show.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -25,22 +22,9 @@ from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import Levels, SumId, SumSettings, centre
 from mpcfl.secagg.custody import KEY_MAKER, assign_roles
 from mpcfl.secagg.paillier_link import Chunk, CipherOps, Ciphertexts, Link
+from mpcfl.secagg.salvage import Salvage
 
 _NOTHING = np.empty(0, dtype=np.int64)
-
-
-@dataclass(eq=False, repr=False, slots=True)
-class _Product:
-    """What a rank holds of one sum that is not opened yet.
-
-    Attributes:
-        own: this rank's values, where they go into no ciphertext and the key's owner adds them
-            to what it decrypts; else empty.
-        opened: one per chunk that this rank decrypts, in order; ready or on its way.
-    """
-
-    own: Levels
-    opened: deque[Future[Levels]] = field(default_factory=deque)
 
 
 class HolderSum:
@@ -62,41 +46,53 @@ class HolderSum:
         self._encrypts = transport.rank in roles.encrypting_ranks
         self._path = [0, 1, 0] if n_ranks == 2 else [*range(1, n_ranks), 0]
 
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`: chunks, which the holder opens one by one."""
+        return self._link.opened.parts
+
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Levels:
         """See `SecureSum.protect`; what leaves this rank is encrypted as it leaves."""
         return self._link.accept(levels, sum_id)
 
-    def aggregate(self, protected: Levels) -> _Product:
-        """See `SecureSum.aggregate`; the product of all ciphertexts goes to the holder only."""
+    def aggregate(self, protected: Levels) -> Levels:
+        """See `SecureSum.aggregate`; the product of all ciphertexts goes to the holder only.
+
+        The holder begins to open it at once.
+
+        Returns:
+            This rank's values where it is alone, else nothing.
+        """
         link = self._link
-        product = _Product(_NOTHING if self._encrypts else protected)
         if link.n_ranks == 1:
-            return product
-        for chunk in link.chunks:
+            return protected
+        own = _NOTHING if self._encrypts else protected
+        for number, chunk in enumerate(link.chunks):
             passed = self._pass_on(chunk, protected)
             if self._is_holder:
-                work = partial(self._decrypt, passed, chunk, product.own)
-                product.opened.append(link.decrypt_beside(work, product.opened))
-        return product
+                link.decrypt_beside(number, partial(self._decrypt, passed, chunk, own))
+        return _NOTHING
 
-    def open(self, aggregated: _Product) -> Levels:
+    def open(self, aggregated: Levels) -> Levels:
         """See `SecureSum.open`; chunk by chunk from the holder to all."""
         link = self._link
-        if link.n_ranks == 1:
-            return aggregated.own.copy()
         opened: Levels = np.empty(link.settings.dim, dtype=link.dtype)
+        link.opened.land(opened)
         others = [rank for rank in range(link.n_ranks) if rank != KEY_MAKER]
-        for chunk in link.chunks:
-            part: Levels
-            if self._is_holder:
-                part = aggregated.opened.popleft().result()
-                link.send(others, link.encode_opened(part))
+        for number, chunk in enumerate(link.chunks):
+            if link.n_ranks == 1:
+                link.opened.put(number, aggregated[chunk])
+            elif self._is_holder:
+                link.send(others, link.encode_opened(link.opened.take(number)))
             else:
                 message = link.wires.exchange({}, [KEY_MAKER])[KEY_MAKER]
-                part = link.decode_opened(message, chunk)
-            opened[chunk] = part
+                link.opened.put(number, link.decode_opened(message, chunk))
         link.ops.finish()
         return opened
+
+    def salvage(self) -> Salvage:
+        """See `SecureSum.salvage`: what the holder opened or still opens, what others received."""
+        return Salvage(self.parts, self._link.opened.known())
 
     def prepare(self) -> None:
         """See `SecureSum.prepare`."""
@@ -152,6 +148,11 @@ class ClientsSum:
         self._aggregator = transport.n_ranks - 1
         self._is_aggregator = transport.rank == self._aggregator
 
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`: chunks, each of which one data party opens."""
+        return self._link.opened.parts
+
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Levels:
         """See `SecureSum.protect`; nothing at the aggregator."""
         if not self._is_aggregator:
@@ -161,9 +162,12 @@ class ClientsSum:
         self._link.begin(sum_id)
         return _NOTHING
 
-    def aggregate(self, protected: Levels) -> _Product:
-        """See `SecureSum.aggregate`; the chunks of the product that this rank decrypts."""
-        product = _Product(_NOTHING)
+    def aggregate(self, protected: Levels) -> Levels:
+        """See `SecureSum.aggregate`; this rank begins to open its chunks of the product.
+
+        Returns:
+            Nothing.
+        """
         for number, chunk in enumerate(self._link.chunks):
             if self._is_aggregator:
                 self._multiply(number, chunk)
@@ -173,20 +177,26 @@ class ClientsSum:
             if self._owner(number) == link.rank:
                 total = link.receive_ciphertexts(self._aggregator, chunk)
                 work = partial(self._decrypt, total, chunk)
-                product.opened.append(link.decrypt_beside(work, product.opened))
-        return product
+                link.decrypt_beside(number, work)
+        return _NOTHING
 
-    def open(self, aggregated: _Product) -> Levels:
+    def open(self, aggregated: Levels) -> Levels:
         """See `SecureSum.open`; in each turn every data party decrypts one chunk."""
+        del aggregated  # it is being opened since `aggregate`
         link = self._link
         opened: Levels = np.empty(0 if self._is_aggregator else link.settings.dim, link.dtype)
+        link.opened.land(opened)
         for first in range(0, len(link.chunks), len(self._data_ranks)):
             if not self._is_aggregator:
-                self._open_turn(first, aggregated.opened, opened)
+                self._open_turn(first)
             # The aggregator has nothing to do, and would else wait for all turns at once.
             link.keep_step()
         link.ops.finish()
         return opened
+
+    def salvage(self) -> Salvage:
+        """See `SecureSum.salvage`: chunks that this rank opens or received; no aggregator's."""
+        return Salvage(self.parts, self._link.opened.known())
 
     def prepare(self) -> None:
         """See `SecureSum.prepare`; the aggregator encrypts nothing."""
@@ -213,17 +223,16 @@ class ClientsSum:
         total = self._link.ops.decrypt(product, chunk.stop - chunk.start, n_inputs)
         return total.astype(self._link.dtype, copy=False)
 
-    def _open_turn(self, first: int, own: deque[Future[Levels]], opened: Levels) -> None:
+    def _open_turn(self, first: int) -> None:
         link = self._link
         turn = range(first, min(first + len(self._data_ranks), len(link.chunks)))
         numbers = {self._owner(number): number for number in turn}
         outgoing: dict[int, bytes] = {}
         if link.rank in numbers:
-            part = own.popleft().result()
-            opened[link.chunks[numbers[link.rank]]] = part
+            part = link.opened.take(numbers[link.rank])
             others = [rank for rank in self._data_ranks if rank != link.rank]
             outgoing = dict.fromkeys(others, link.encode_opened(part))
         received = link.wires.exchange(outgoing, [r for r in numbers if r != link.rank])
         for rank, message in received.items():
-            chunk = link.chunks[numbers[rank]]
-            opened[chunk] = link.decode_opened(message, chunk)
+            number = numbers[rank]
+            link.opened.put(number, link.decode_opened(message, link.chunks[number]))

@@ -45,8 +45,9 @@ def open_paillier_sum(
     Args:
         transport: joins the ranks.
         settings: of the session.
-        held: this rank's key share from a ceremony, for custody `threshold` only; without it,
-            rank 0 deals shares for this session, sealed, and forgets the key.
+        held: this rank's key share, from a ceremony or from a session that lost ranks
+            (`held_share_of`), for custody `threshold` only; there may be more shares than ranks.
+            Without it, rank 0 deals shares for this session, sealed, and forgets the key.
 
     Raises:
         ConfigError: the key size or the custody is refused, or the sum does not fit a slot.
@@ -57,7 +58,7 @@ def open_paillier_sum(
     if held is not None and not roles.shared_key:
         raise ConfigError('a key share is only of use with custody = "threshold"')
     layout = SlotLayout(settings.modulus_bits, len(roles.data_ranks), settings.key_bits - 1)
-    if roles.shared_key and transport.n_ranks > 1:
+    if roles.shared_key and (transport.n_ranks > 1 or held is not None):
         return _open_threshold(transport, settings, layout, held)
     if roles.shared_key:
         # A program that is tried alone has nobody to share a key with.

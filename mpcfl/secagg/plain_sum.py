@@ -9,18 +9,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mpcfl.net.reduction import allreduce
+from mpcfl.net.codec import WordCodec, Words
+from mpcfl.net.reduction import Chunks, Reduction
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import (
+    IntVector,
     Levels,
     SumId,
     SumSettings,
-    centre,
     check_levels,
     check_range,
 )
+from mpcfl.secagg.centred_sum import CentredSum, LastSum, salvage_last
+from mpcfl.secagg.salvage import Salvage
+
+_CODEC = WordCodec(64)
 
 
 class PlainSum:
@@ -29,31 +33,53 @@ class PlainSum:
     def __init__(self, transport: Transport, settings: SumSettings) -> None:
         self._transport = transport
         self._settings = settings
+        self._chunks = Chunks.of(settings.dim, transport.n_ranks, _CODEC.dtype.itemsize)
         self._dtype: np.dtype[Any] = np.dtype(np.int64)
+        self._last: LastSum | None = None
 
-    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> NDArray[np.uint64]:
-        """See `SecureSum.protect`; returns a copy of the integers as residues mod 2^64."""
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`: of every chunk, the slices that the ranks add up."""
+        return self._chunks.parts
+
+    def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> IntVector:
+        """See `SecureSum.protect`; returns a copy of the integers."""
         del sum_id  # there is no key to bind to it
         vector = check_levels(levels, self._settings)
         check_range(vector, self._settings.modulus_bits)
-        self._dtype = vector.dtype
+        self._dtype, self._last = vector.dtype, None
         # The reduction works in place, and the caller keeps its vector.
-        return vector.astype(np.int64).view(np.uint64)
+        return vector.astype(np.int64)
 
-    def aggregate(self, protected: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """See `SecureSum.aggregate`; every rank receives the sum mod 2^64."""
-        return allreduce(self._transport, protected)
+    def aggregate(self, protected: IntVector) -> IntVector:
+        """See `SecureSum.aggregate`; every rank receives the sum mod 2^64, in ``protected``.
 
-    def open(self, aggregated: NDArray[np.uint64]) -> Levels:
-        """See `SecureSum.open`; 2^b divides 2^64, so centring the reduced sum is exact."""
-        total = centre(aggregated.view(np.int64), self._settings.modulus_bits)
-        return total.astype(self._dtype, copy=False)
+        2^b divides 2^64, so centring the reduced sum is exact.
+        """
+        sink = CentredSum(protected, _CODEC.dtype, self._settings.modulus_bits)
+        self._last = LastSum(Reduction(self._transport, _CODEC, self._chunks), sink)
+        self._last.run(_already_there)
+        return protected
+
+    def open(self, aggregated: IntVector) -> Levels:
+        """See `SecureSum.open`; the sum is there since `aggregate`."""
+        return aggregated.astype(self._dtype, copy=False)
+
+    def salvage(self) -> Salvage:
+        """See `SecureSum.salvage`: slices that were added up here, and slices that came."""
+        return salvage_last(self._last, self._chunks)
 
     def prepare(self) -> None:
-        """There is nothing to prepare."""
+        """There is nothing to prepare; see `SecureSum.prepare`."""
+        self._last = None
 
     def close(self) -> None:
         """There is no key to forget."""
+        self._last = None
+
+
+def _already_there(number: int, out: Words) -> None:
+    """Make a chunk of what this rank puts in: the sum goes where its vector is."""
 
 
 def open_plain_sum(transport: Transport, settings: SumSettings) -> PlainSum:

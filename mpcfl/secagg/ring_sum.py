@@ -28,10 +28,11 @@ from mpcfl.net.codec import WordCodec, Words
 from mpcfl.net.reduction import Reduction
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import Levels, SumId, SumSettings, check_levels, check_range
-from mpcfl.secagg.centred_sum import CentredSum
+from mpcfl.secagg.centred_sum import CentredSum, LastSum, salvage_last
 from mpcfl.secagg.graph import agree_neighbors
 from mpcfl.secagg.mask_session import MaskSession
 from mpcfl.secagg.masks import MaskedSource, PairMasks
+from mpcfl.secagg.salvage import Salvage
 
 _PURPOSE = "ring-mask"
 
@@ -52,12 +53,19 @@ class RingSum:
         self._settings = settings
         self._codec = WordCodec(settings.modulus_bits)
         self._masks = MaskSession(transport, settings, masks, self._codec.dtype)
+        self._last: LastSum | None = None
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`: of every chunk, the slices that the ranks add up."""
+        return self._masks.chunks.parts
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> _Protected:
         """See `SecureSum.protect`; the masks are added while chunks are sent."""
         self._masks.check_open()
         vector = check_levels(levels, self._settings)
         check_range(vector, self._settings.modulus_bits)
+        self._last = None
         source, prepared = self._masks.begin(vector, sum_id)
         return _Protected(source, self._room_for_sum(vector.dtype, prepared))
 
@@ -73,7 +81,8 @@ class RingSum:
         sink = CentredSum(protected.total, self._codec.dtype, self._codec.bits)
         with masks.exchange():
             reduction = Reduction(self._transport, self._codec, masks.chunks, masks.executor)
-            reduction.run(protected.source, sink)
+            self._last = LastSum(reduction, sink)
+            self._last.run(protected.source)
         return protected.total
 
     def open(self, aggregated: Levels) -> Levels:
@@ -82,12 +91,18 @@ class RingSum:
         self._masks.prepare_next()
         return aggregated
 
+    def salvage(self) -> Salvage:
+        """See `SecureSum.salvage`: slices that were added up here, and slices that came."""
+        return salvage_last(self._last, self._masks.chunks)
+
     def prepare(self) -> None:
-        """See `SecureSum.prepare`."""
+        """See `SecureSum.prepare`; lets go of the sum before, which is as long as the masks."""
+        self._last = None
         self._masks.prepare()
 
     def close(self) -> None:
         """Forget all keys and masks; see `SecureSum.close`."""
+        self._last = None
         self._masks.close()
 
 

@@ -4,7 +4,8 @@ All ranks show each other their ciphertexts, so that every holder of a share for
 itself and decrypts nothing else: first a commitment, then the ciphertexts, chunk by chunk, and
 before anything is decrypted all compare what they saw. Then t ranks make partial decryptions
 of a chunk, in turn; one of them checks their proofs, combines and tells the others. A wrong
-partial is refused with its author's number.
+partial is refused with its author's number. If ranks are lost, any t that hold the product go
+on with it (`ThresholdSum.open_over`): nothing is decrypted under two products.
 
 Assumes fewer than t colluding ranks that follow the protocol (semi-honest), and an honest dealer.
 Does not protect against a rank that shows, as its own, powers of ciphertexts that it saw before:
@@ -18,11 +19,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from mpcfl.errors import ConfigError, OutOfOrder, ProtocolError, TranscriptMismatch, WrongPartial
+from mpcfl.errors import OutOfOrder, ProtocolError, TranscriptMismatch, WrongPartial
 from mpcfl.hazmat.bits import domain_tag
 from mpcfl.hazmat.threshold import (
     CheckedPartial,
@@ -39,25 +39,8 @@ from mpcfl.secagg.key_dealing import open_wires
 from mpcfl.secagg.key_holding import HeldShare, compare_shares
 from mpcfl.secagg.paillier_link import Chunk, Ciphertexts, Link
 from mpcfl.secagg.paillier_ops import PackedOps
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """The sum of one attempt, encrypted; known to all ranks, secret to nobody who has a share.
-
-    Attributes:
-        sum_id: which sum.
-        chunks: of the vector.
-        ciphertexts: one message per chunk.
-        n_inputs: how many vectors are in it.
-        digest: of all commitments, in order; in hex.
-    """
-
-    sum_id: SumId
-    chunks: tuple[Chunk, ...]
-    ciphertexts: tuple[bytes, ...]
-    n_inputs: int
-    digest: str
+from mpcfl.secagg.salvage import OpenedParts, Salvage
+from mpcfl.secagg.threshold_product import HeldProduct, Opening, Product, blame, require_enough
 
 
 class ThresholdSum:
@@ -75,15 +58,22 @@ class ThresholdSum:
         self._ops = ops
         self._held: HeldShare | None = held
         # Of the last sum: whoever is left may ask for the same ones again.
+        self._product: Product | None = None
         self._opened = ""
         self._partials: dict[tuple[SumId, int, bytes], bytes] = {}
         self._indices = compare_shares(transport, wires, held.share, settings)
-        _require_enough(self._indices, held)
+        require_enough(transport.n_ranks, held.share.key)
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`: chunks, each of which one rank combines."""
+        return self._link.opened.parts
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Levels:
         """See `SecureSum.protect`; what leaves this rank is encrypted as it leaves."""
         accepted = self._link.accept(levels, sum_id)
         self._partials.clear()
+        self._product = None
         return accepted
 
     def aggregate(self, protected: Levels) -> Product:
@@ -103,10 +93,13 @@ class ThresholdSum:
             tag = domain_tag("ciphertexts", sum_id.round_id, sum_id.attempt, number)
             shown = self._show(own, tag, transcript)
             products.append(link.ops.write(self._multiply(shown, chunk)))
-        require_same(link.transport, transcript.digest(), "the ciphertexts of this sum")
-        return Product(
+        product = Product(
             sum_id, tuple(link.chunks), tuple(products), link.n_ranks, transcript.hexdigest()
         )
+        # From here on this rank can help to open it, after those who do have compared.
+        self._product = product
+        self._compare(link.transport, product)
+        return product
 
     def open(self, aggregated: Product) -> Levels:
         """See `SecureSum.open`; in each turn every rank combines one chunk.
@@ -117,7 +110,7 @@ class ThresholdSum:
         self._require_open()
         if aggregated.digest == self._opened:
             raise OutOfOrder("this sum was opened before; open each one once")
-        opening = _Opening(self._link.transport, self._link.wires, self._indices)
+        opening = Opening(self._link.transport, self._link.wires, self._indices)
         opened = self._open(opening, aggregated)
         self._opened = aggregated.digest
         self._link.ops.finish()
@@ -137,12 +130,25 @@ class ThresholdSum:
         held = self._require_open()
         wires = open_wires(transport, self._link.settings, "paillier-opening")
         indices = compare_shares(transport, wires, held.share, self._link.settings)
-        _require_enough(indices, held)
-        require_same(transport, bytes.fromhex(product.digest), "the ciphertexts of this sum")
+        require_enough(transport.n_ranks, held.share.key)
+        self._compare(transport, product)
         try:
-            return self._open(_Opening(transport, wires, indices), product)
+            return self._open(Opening(transport, wires, indices), product)
         finally:
             wires.close()
+
+    def salvage(self) -> Salvage:
+        """See `SecureSum.salvage`: chunks that this rank combined or was told, and the product."""
+        product = self._product
+        held = None if product is None else HeldProduct(product, self.open_over)
+        return Salvage(self.parts, self._link.opened.known(), held)
+
+    def held_share(self) -> HeldShare | None:
+        """Return this rank's key share, for a new session over the ranks that are left.
+
+        Secret. It decrypts as before: what was spent stays spent. None once this one is closed.
+        """
+        return self._held
 
     def prepare(self) -> None:
         """See `SecureSum.prepare`."""
@@ -152,12 +158,24 @@ class ThresholdSum:
         """Forget all keys; see `SecureSum.close`."""
         self._link.close()
         self._partials.clear()
-        self._held = None
+        self._held = self._product = None
 
     def _require_open(self) -> HeldShare:
         if self._held is None:
             raise OutOfOrder("this session was closed and its key share put away; open a new one")
         return self._held
+
+    def _compare(self, transport: Transport, product: Product) -> None:
+        """Go on only if all ranks of a transport hold the same product.
+
+        Raises:
+            TranscriptMismatch: they don't; this one is never opened.
+        """
+        try:
+            require_same(transport, bytes.fromhex(product.digest), "the ciphertexts of this sum")
+        except TranscriptMismatch:
+            self._product = None
+            raise
 
     def _show(self, own: bytes, tag: bytes, transcript: hashlib._Hash) -> list[bytes]:
         """Commit to a chunk of ciphertexts, then exchange them; return all ranks' in order."""
@@ -185,19 +203,24 @@ class ThresholdSum:
             product = link.ops.multiply(product, link.read(rank, shown[rank], chunk))
         return product
 
-    def _open(self, opening: _Opening, product: Product) -> Levels:
+    def _open(self, opening: Opening, product: Product) -> Levels:
         link = self._link
         opened: Levels = np.empty(link.settings.dim, dtype=link.dtype)
+        # Of an earlier sum's product nothing may pass for a part of the last sum.
+        parts = link.opened if product == self._product else OpenedParts(product.chunks)
+        parts.land(opened)
         n_live = opening.transport.n_ranks
         for first in range(0, len(product.chunks), n_live):
             turn = range(first, min(first + n_live, len(product.chunks)))
             own = self._decrypt_turn(opening, product, turn)
+            if own is not None:
+                parts.put(*own)
             for number, part in self._tell(opening, product, turn, own).items():
-                opened[product.chunks[number]] = part
+                parts.put(number, part)
         return opened
 
     def _decrypt_turn(
-        self, opening: _Opening, product: Product, turn: range
+        self, opening: Opening, product: Product, turn: range
     ) -> tuple[int, IntVector] | None:
         """Make this rank's partials of a turn; return the chunk that it combines, opened."""
         rank, key = opening.transport.rank, self._require_open().share.key
@@ -229,7 +252,7 @@ class ThresholdSum:
         return self._partials[name]
 
     def _check(
-        self, opening: _Opening, product: Product, number: int, messages: Mapping[int, bytes]
+        self, opening: Opening, product: Product, number: int, messages: Mapping[int, bytes]
     ) -> list[CheckedPartial]:
         """Refuse partials that are not what their authors' shares give.
 
@@ -243,14 +266,14 @@ class ThresholdSum:
             try:
                 partial = decode_partial(key, message, len(ciphertexts))
             except ProtocolError as error:
-                raise _blame(source, index) from error
+                raise blame(source, index) from error
             if partial.index != index:
-                raise _blame(source, index)
+                raise blame(source, index)
             partials.append(partial)
         try:
             return check_partials(key, ciphertexts, partials, self._context(product, number))
         except WrongPartial as error:
-            raise _blame(opening.indices.index(error.index), error.index) from error
+            raise blame(opening.indices.index(error.index), error.index) from error
 
     def _ciphertexts(self, product: Product, number: int) -> Ciphertexts:
         chunk = product.chunks[number]
@@ -264,55 +287,24 @@ class ThresholdSum:
 
     def _tell(
         self,
-        opening: _Opening,
+        opening: Opening,
         product: Product,
         turn: range,
         own: tuple[int, IntVector] | None,
     ) -> dict[int, IntVector]:
-        """Exchange what the ranks opened in this turn; return all chunks of it by number."""
+        """Exchange what the ranks opened in this turn; return the others' chunks by number."""
         link, rank = self._link, opening.transport.rank
         combiners = {opening.deciders(number, 1)[0]: number for number in turn}
-        parts = {} if own is None else {own[0]: own[1]}
         message = None if own is None else link.encode_opened(own[1])
         others = [other for other in range(opening.transport.n_ranks) if other != rank]
         outgoing = {} if message is None else dict.fromkeys(others, message)
         received = opening.wires.exchange(outgoing, [r for r in combiners if r != rank])
-        for source, text in received.items():
-            number = combiners[source]
-            parts[number] = link.decode_opened(text, product.chunks[number])
-        return parts
-
-
-@dataclass(frozen=True, slots=True)
-class _Opening:
-    """Who opens: the ranks of a transport and the number of each one's key share."""
-
-    transport: Transport
-    wires: SealedTransport
-    indices: tuple[int, ...]
-
-    def deciders(self, number: int, threshold: int) -> list[int]:
-        """Return the ranks that decrypt a chunk, the one that combines first."""
-        n_live = self.transport.n_ranks
-        return [(number + step) % n_live for step in range(threshold)]
+        numbers = {combiners[source]: text for source, text in received.items()}
+        return {
+            number: link.decode_opened(text, product.chunks[number])
+            for number, text in numbers.items()
+        }
 
 
 def _commit(tag: bytes, rank: int, ciphertexts: bytes) -> bytes:
     return hashlib.sha256(tag + domain_tag("commitment", rank) + ciphertexts).digest()
-
-
-def _blame(rank: int, index: int) -> WrongPartial:
-    return WrongPartial(
-        f"rank {rank} sent a wrong partial decryption (key share {index}); the run stops without "
-        "this sum; start it again without that party",
-        index,
-    )
-
-
-def _require_enough(indices: Sequence[int], held: HeldShare) -> None:
-    key = held.share.key
-    if len(indices) < key.threshold:
-        raise ConfigError(
-            f"{len(indices)} ranks are here, {key.threshold} key shares decrypt; start "
-            f"{key.threshold - len(indices)} more"
-        )
