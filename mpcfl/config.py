@@ -247,6 +247,7 @@ class AggregationTable(_Table):
     threshold: Annotated[int, Field(ge=2)] | None = None
     neighbors: Neighbors = "all"
     precompute: bool = True
+    checked: bool = True
     deadline_s: PositiveReal = 120.0
 
     @model_validator(mode="after")

@@ -186,6 +186,7 @@ def test_no_privacy_needs_no_epsilon() -> None:
             'set backend to "ring" or "crypten"',
         ),
         (['aggregation.precompute="yes"'], "aggregation.precompute = 'yes'"),
+        (['aggregation.checked="yes"'], "aggregation.checked = 'yes'"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_the_remedy(
@@ -234,6 +235,11 @@ def test_neighbors_are_part_of_the_job_and_come_back_from_its_document(
 def test_masks_are_made_ahead_unless_the_job_says_no(job_file: Path) -> None:
     assert load_job(job_file).aggregation.precompute is True
     assert load_job(job_file, ["aggregation.precompute=false"]).aggregation.precompute is False
+
+
+def test_sums_are_checked_unless_the_job_says_no(job_file: Path) -> None:
+    assert load_job(job_file).aggregation.checked is True
+    assert load_job(job_file, ["aggregation.checked=false"]).aggregation.checked is False
 
 
 def test_every_key_is_documented_with_its_default() -> None:

@@ -11,6 +11,7 @@ import operator
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from mpcfl.config import MASKED_BACKENDS, Custody, read_neighbors
@@ -26,6 +27,7 @@ from mpcfl.secagg.base import (
 )
 from mpcfl.secagg.custody import DEFAULT_KEY_BITS, check_key_bits, resolve_threshold
 from mpcfl.secagg.neighbors import NeighborChoice, resolve_neighbors
+from mpcfl.secagg.opening import open_sum
 from mpcfl.secagg.registry import load_backend
 
 if TYPE_CHECKING:
@@ -33,13 +35,11 @@ if TYPE_CHECKING:
 
 # Seconds; as in [aggregation]. It also bounds opening, before the ranks heard of another one.
 DEFAULT_DEADLINE_S = 120.0
-# Keys of [aggregation] that name something which is not built yet; their "off" is allowed.
-_NOT_AVAILABLE = ("checked",)
 # What a sparse graph has to withstand, as in [parties].
 _THREATS = ("colluding", "max_dropout")
 _OPTIONS = (
-    "custody", "deadline_s", "key_bits", "key_share", "neighbors", "precompute", "threshold",
-    *_THREATS,
+    "checked", "custody", "deadline_s", "key_bits", "key_share", "neighbors", "precompute",
+    "threshold", *_THREATS,
 )  # fmt: skip
 
 
@@ -54,12 +54,11 @@ class Proposal:
     held: HeldShare | None = None
 
     def open(self, transport: Transport, settings: SumSettings) -> SecureSum:
-        """Open the backend's session with what all ranks agreed on."""
+        """Open the session with what all ranks agreed on."""
         if self.held is None:
-            return self.factory(transport, settings)
+            return open_sum(self.factory, transport, settings)
         with_share: Any = self.factory
-        session: SecureSum = with_share(transport, settings, held=self.held)
-        return session
+        return open_sum(partial(with_share, held=self.held), transport, settings)
 
     def describe(self) -> bytes:
         """Return what has to be equal at all ranks as text, one ``key=value`` per line.
@@ -76,6 +75,7 @@ class Proposal:
             "threshold": "default" if settings.threshold is None else settings.threshold,
             "key_share": "dealt" if self.held is None else "from a file",
             "neighbors": "all" if settings.neighbors is None else settings.neighbors,
+            "checked": settings.checked,
             "version": TAG_VERSION,
         }
         return "\n".join(f"{key}={value}" for key, value in facts.items()).encode()
@@ -115,7 +115,8 @@ def propose(
         custody=custody,
         threshold=threshold,
         neighbors=_read_neighbors(backend, n_ranks, options),
-        precompute=_read_precompute(options),
+        precompute=_read_switch(options, "precompute", default=False),
+        checked=_read_switch(options, "checked", default=True),
     )
     return Proposal(backend, settings, load_backend(backend), _read_deadline(options), held)
 
@@ -139,12 +140,9 @@ def compare(descriptions: Sequence[bytes]) -> None:
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
-    unknown = sorted(set(options) - {*_OPTIONS, *_NOT_AVAILABLE})
+    unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}; known are {', '.join(sorted(_OPTIONS))}")
-    for name in _NOT_AVAILABLE:
-        if options.get(name, False) is not False:
-            raise ConfigError(f"option {name} is not available yet; leave it out")
 
 
 def _read_neighbors(backend: str, n_ranks: int, options: Mapping[str, Any]) -> int | None:
@@ -217,11 +215,11 @@ def _check_threshold(custody: Custody, n_ranks: int, threshold: int) -> int:
     return resolve_threshold(threshold, n_ranks)
 
 
-def _read_precompute(options: Mapping[str, Any]) -> bool:
-    precompute = options.get("precompute", False)
-    if not isinstance(precompute, bool):
-        raise ConfigError(f"precompute = {precompute!r} is neither True nor False")
-    return precompute
+def _read_switch(options: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = options.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} = {value!r} is neither True nor False")
+    return value
 
 
 def _read_deadline(options: Mapping[str, Any]) -> float:

@@ -21,6 +21,7 @@ from mpcfl.net.meter import Meter
 from mpcfl.net.roster import agree_run_id
 from mpcfl.net.transport import Transport
 from mpcfl.secagg.base import SecureSum, SumId, SumSettings, check_levels, check_range
+from mpcfl.secagg.opening import backend_of
 from mpcfl.secagg.options import (
     DEFAULT_DEADLINE_S,
     Proposal,
@@ -119,6 +120,7 @@ class SecureSumSession:
             ValueError: its shape is not (dim,).
             WrapDetected: a value lies outside the ring.
             ProtocolError: another rank refused its own vector, or is at another sum.
+            CheckFailed: the sum was changed on its way, or left the ring; see `open_secure_sum`.
             OutOfOrder: the session was closed, or an earlier sum broke off.
             PartyLost: a rank died or did not come before the deadline.
         """
@@ -146,13 +148,15 @@ class SecureSumSession:
     def share_sum(self, levels: Any, release: Any, *, precision: int = 0) -> Any:
         """Return the sum unopened, for CrypTen; all ranks call it together.
 
+        It is not checked, as there is nothing open that a check could look at.
+
         See `CryptenSum.share_sum` for the arguments and for what is raised.
 
         Raises:
             BackendUnavailable: another backend than ``crypten`` has no CrypTen tensor to give.
         """
         backend = self._require_open()
-        share = getattr(backend, "share_sum", None)
+        share = getattr(backend_of(backend), "share_sum", None)
         if share is None:
             raise BackendUnavailable('only backend "crypten" hands its sum on unopened; take it')
         self._number += 1
@@ -272,9 +276,12 @@ def open_secure_sum(
             rank 0 deals shares for this session), deadline_s (longest wait for the other ranks;
             120 s until all agreed on the settings), precompute (False; True makes the next sum's
             masks or randomizers in the background, one vector more at most, and need not be
-            equal at all ranks), neighbors ("all"; "auto" or an even k shares masks with fewer
-            ranks, for ring and crypten). Only with the latter: colluding, the number of ranks
-            that may pool what they know, and max_dropout (0).
+            equal at all ranks), checked (True: a sum that was changed on its way, or whose true
+            value left [-2^(b-1), 2^(b-1)), is a `CheckFailed` at every rank and ends the
+            session; with False the latter wraps mod 2^b and the former shows nowhere), neighbors
+            ("all"; "auto" or an even k shares masks with fewer ranks, for ring and crypten). Only
+            with the latter: colluding, the number of ranks that may pool what they know, and
+            max_dropout (0).
 
     Raises:
         TypeError: ``comm`` is neither; only this rank can know, so the others wait in vain.

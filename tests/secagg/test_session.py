@@ -8,6 +8,7 @@ import mpcfl
 from mpcfl.config import parse_job
 from mpcfl.errors import (
     BackendUnavailable,
+    CheckFailed,
     ConfigError,
     MpcflError,
     OutOfOrder,
@@ -19,6 +20,7 @@ from mpcfl.errors import (
 )
 from mpcfl.net.memory import run_parties
 from mpcfl.secagg.base import SumId
+from mpcfl.secagg.opening import backend_of
 from mpcfl.secagg.options import compare
 from mpcfl.secagg.registry import backend_names
 
@@ -41,11 +43,60 @@ def errors_of(n_ranks, party):
 def test_one_shot_sum_gives_the_same_dtype_back(backend, dtype):
     def party(transport):
         levels = np.array([transport.rank, -5, 2**31 - 1], dtype=dtype)
-        return mpcfl.secure_sum(levels, comm=transport, backend=backend)
+        return mpcfl.secure_sum(levels, comm=transport, backend=backend, checked=False)
 
     for total in run_parties(3, party):
         assert total.dtype == dtype
         assert total.tolist() == [3, -15, 2**31 - 3]
+
+
+@pytest.mark.parametrize("backend", ["plain", "crypten", "crypten-stock", "ring"])
+def test_a_sum_that_leaves_the_ring_is_an_error_at_every_rank_and_ends_the_session(backend):
+    def party(transport):
+        secure = mpcfl.open_secure_sum(comm=transport, backend=backend, dim=2, modulus_bits=8)
+        highest = secure.sum(np.array([63, -64]))
+        with pytest.raises(CheckFailed, match=r"left \[-2\^7, 2\^7\) and needs more modulus_bits"):
+            secure.sum(np.array([64, 0]))
+        with pytest.raises(OutOfOrder):
+            secure.sum(np.array([0, 0]))
+        secure.close()
+        return highest.tolist()
+
+    assert run_parties(2, party) == [[126, -128]] * 2
+
+
+def test_a_session_is_checked_unless_told_otherwise():
+    def party(transport):
+        kinds = []
+        for options in ({}, {"checked": True}, {"checked": False}):
+            with mpcfl.open_secure_sum(comm=transport, backend="ring", dim=2, **options) as secure:
+                kinds.append(type(secure._backend).__name__)
+        return kinds
+
+    assert run_parties(2, party) == [["CheckedSum", "CheckedSum", "RingSum"]] * 2
+
+
+def test_a_failed_check_reaches_the_caller_at_every_rank_and_ends_the_session():
+    def party(transport):
+        secure = mpcfl.open_secure_sum(comm=transport, backend="ring", dim=9)
+        backend = backend_of(secure._backend)
+        original = backend.open
+
+        def changed(aggregated):
+            total = original(aggregated)
+            total[4] ^= transport.rank == 1
+            return total
+
+        assert secure.sum(np.arange(9)).tolist() == [3 * k for k in range(9)]
+        backend.open = changed
+        with pytest.raises(CheckFailed, match="round 1, attempt 0"):
+            secure.sum(np.arange(9))
+        backend.open = original
+        with pytest.raises(OutOfOrder):
+            secure.sum(np.arange(9))
+        secure.close()
+
+    run_parties(3, party)
 
 
 def test_default_backend_is_crypten_and_session_counts_bytes_and_seconds():
@@ -205,7 +256,13 @@ def test_int32_is_refused_above_32_bits(backend):
 
 
 @pytest.mark.parametrize(
-    ("key", "values"), [("dim", (4, 5)), ("modulus_bits", (32, 33)), ("key_bits", (2048, 3072))]
+    ("key", "values"),
+    [
+        ("dim", (4, 5)),
+        ("modulus_bits", (32, 33)),
+        ("key_bits", (2048, 3072)),
+        ("checked", (True, False)),
+    ],
 )
 def test_settings_that_differ_are_named_with_their_rank_at_every_rank(key, values):
     def party(transport):
@@ -235,7 +292,8 @@ def test_backends_that_differ_are_refused_at_every_rank():
         ({"key_bits": 1024}, ConfigError, "key_bits"),
         ({"custody": "clients"}, ConfigError, "every rank brings data"),
         ({"custody": "nobody"}, ConfigError, "custody"),
-        ({"checked": True}, ConfigError, "checked is not available"),
+        ({"checked": 1}, ConfigError, "checked = 1 is neither True nor False"),
+        ({"checked": "yes"}, ConfigError, "checked = 'yes'"),
         ({"precompute": 1}, ConfigError, "precompute = 1"),
         ({"neighbors": "few"}, ConfigError, 'neither "all" nor "auto"'),
         ({"neighbors": 1}, ConfigError, "an even number from 2 on"),
@@ -300,7 +358,7 @@ def test_each_rank_shares_masks_with_k_others_and_the_sum_is_the_same(backend, n
         arguments = {"backend": backend, "dim": 5, "neighbors": neighbors} | threat
         with mpcfl.open_secure_sum(comm=transport, **arguments) as secure:
             total = secure.sum(np.arange(5, dtype=np.int32) - transport.rank)
-            return total.tolist(), secure._backend._masks.pairs.n_peers
+            return total.tolist(), backend_of(secure._backend)._masks.pairs.n_peers
 
     expected = [8 * value - 28 for value in range(5)]
     assert run_parties(8, party) == [(expected, k)] * 8
