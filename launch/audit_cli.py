@@ -5,6 +5,7 @@ Exit code 0 only if every check of the audit passed.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -93,6 +94,20 @@ def inversion(
     from mpcfl.launch.audit_command import run_inversion_audit
 
     _exit(run_inversion_audit(batch=batch, out=out, as_json=as_json))
+
+
+@audit_app.command()
+def transcript(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run that ended.")],
+    as_json: Json = False,
+    debug: Debug = False,  # noqa: ARG001 - acted on at the edge of the process
+) -> None:
+    """Check that a run opened nothing twice, whoever died in it, and that its ledgers cover it."""
+    from mpcfl.audit.transcript import audit_transcript
+
+    report = audit_transcript(folder)
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
+    _exit(report.passed)
 
 
 def _exit(passed: bool) -> None:
