@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from mpcfl import __version__
 from mpcfl.errors import MpcflError
 from mpcfl.launch.audit_cli import audit_app
+from mpcfl.launch.identity_cli import identity_app
 from mpcfl.launch.keygen_cli import keygen
 from mpcfl.launch.options import (
     Backend,
@@ -26,8 +27,11 @@ from mpcfl.launch.options import (
     Out,
     Overrides,
     Parties,
+    Party,
+    PartyFiles,
     Passphrases,
     Resume,
+    Without,
 )
 
 app = typer.Typer(
@@ -58,6 +62,7 @@ bench_app = typer.Typer(
     cls=_GridByDefault, help="Compare the crypto backends on the same integers."
 )
 ledger_app = typer.Typer(help="Show or verify a party's privacy ledger.", no_args_is_help=True)
+app.add_typer(identity_app, name="identity")
 app.add_typer(bench_app, name="bench")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
@@ -73,17 +78,36 @@ def run(
     resume: Resume = None,
     keys: Keys = None,
     passphrases: Passphrases = None,
+    party: Party = None,
+    party_files: PartyFiles = None,
+    without: Without = None,
     insecure: Insecure = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a job, or continue one, with one process per party under mpirun."""
+    """Run a job, or continue one: a process per party, under mpirun."""
     from mpcfl.launch.run_command import RunOptions
     from mpcfl.launch.run_command import run as run_job
 
     changes = tuple(overrides or ())
-    files = {"keys": keys, "passphrases": passphrases}
-    run_job(RunOptions(job, n, backend, changes, out, insecure, as_json, debug, resume, **files))
+    run_job(
+        RunOptions(
+            job,
+            n,
+            backend,
+            changes,
+            out,
+            insecure,
+            as_json,
+            debug,
+            resume,
+            keys=keys,
+            passphrases=passphrases,
+            party=party,
+            party_files=party_files,
+            without=tuple(without or ()),
+        )
+    )
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpcfl.parties.events import Ended, Event, Failed, RoundDone, Started, Stopped, figure
+from mpcfl.parties.events import Ended, Event, Failed, Lost, RoundDone, Started, Stopped, figure
 from mpcfl.report.units import bytes_text
 
 # A terminal shows the newest rounds; the report holds all of them.
@@ -56,7 +56,7 @@ def live_view(console: Console) -> Iterator[Show]:
 
 
 def _print_line(console: Console, event: Event) -> None:
-    if isinstance(event, Started | RoundDone | Stopped | Ended):
+    if isinstance(event, Started | RoundDone | Lost | Stopped | Ended):
         console.print(event.line(), highlight=False, markup=False, soft_wrap=True)
 
 

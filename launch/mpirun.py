@@ -81,6 +81,7 @@ def supervise(
     on_line: Callable[[str], None],
     timeout_s: float | None = None,
     failed: threading.Event | None = None,
+    done: threading.Event | None = None,
 ) -> Outcome:
     """Run a command in a session of its own; hand on its output; end all of it.
 
@@ -89,6 +90,7 @@ def supervise(
         on_line: called with every line of standard output.
         timeout_s: the job is killed after this many seconds.
         failed: once set, the job has a few seconds to end by itself.
+        done: the same, for a job that came to its end: a rank that stopped would keep it.
 
     Raises:
         Exception: what ``on_line`` raised; the command is then ended.
@@ -116,7 +118,8 @@ def supervise(
         for reader in readers:
             reader.start()
         try:
-            timed_out = not _wait(process, timeout_s, (failed or threading.Event(), drain.broken))
+            told = [event for event in (failed, done, drain.broken) if event is not None]
+            timed_out = not _wait(process, timeout_s, told)
         finally:
             with _signals_held():
                 _end_session(process)
@@ -170,13 +173,13 @@ def _signals_held() -> Iterator[None]:
 
 
 def _wait(
-    process: subprocess.Popen[str], timeout_s: float | None, failed: tuple[threading.Event, ...]
+    process: subprocess.Popen[str], timeout_s: float | None, over: Sequence[threading.Event]
 ) -> bool:
-    """Return True if the process ended by itself, or soon after a failure was told."""
+    """Return True if the process ended by itself, or soon after it was told to be over."""
     end = math.inf if timeout_s is None else time.monotonic() + timeout_s
     told = False
     while process.poll() is None:
-        if not told and any(event.is_set() for event in failed):
+        if not told and any(event.is_set() for event in over):
             told, end = True, min(end, time.monotonic() + _GRACE_S)
         if time.monotonic() > end:
             return False

@@ -41,4 +41,26 @@ Passphrases = Annotated[
         metavar="FILE", help="Passphrases of the key shares, a line per party; mode 0600."
     ),
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Allow comparison backends.")]
+Party = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="This party's own file: its identity and its peers' keys."),
+]
+PartyFiles = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder of party files, NAME.toml each; every rank reads its own."
+    ),
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="With --resume: go on without this party, as far as parties.max_dropout goes.",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", help="Allow comparison backends, and several hosts without party files."
+    ),
+]

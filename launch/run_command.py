@@ -38,6 +38,9 @@ class RunOptions:
     resume: Path | None = None
     keys: Path | None = None
     passphrases: Path | None = None
+    party: Path | None = None
+    party_files: Path | None = None
+    without: tuple[str, ...] = ()
 
     def all_overrides(self) -> list[str]:
         """Return the ``--set`` options, ``--backend`` included."""
@@ -71,7 +74,7 @@ def run(options: RunOptions) -> None:
     if options.resume is None:
         require_vacant(out)
     console.print(f"output: {out}", highlight=False, soft_wrap=True)
-    command = compose(job.n_ranks, _program(options, out))
+    command = compose(job.n_ranks - len(options.without), _program(options, out))
     console.print(shlex.join(command), highlight=False, markup=False, soft_wrap=True)
     failures: list[Failed] = []
     failed, began, ended = threading.Event(), threading.Event(), threading.Event()
@@ -91,7 +94,7 @@ def run(options: RunOptions) -> None:
                 if isinstance(event, Ended):
                     ended.set()
 
-        outcome = supervise(command, on_line, failed=failed)
+        outcome = supervise(command, on_line, failed=failed, done=ended)
     if options.debug and outcome.exit_code:
         sys.stderr.write("\n".join(outcome.stderr_tail) + "\n")
     remedy = _resume_command(options, out) if began.is_set() else None
@@ -108,7 +111,9 @@ def _program(options: RunOptions, out: Path) -> list[str]:
         program += ["-n", str(options.parties)]
     for override in options.all_overrides():
         program += ["--set", override]
-    program += _key_options(options)
+    program += _private_options(options)
+    for name in options.without:
+        program += ["--without", name]
     flags = {"--insecure": options.insecure, "--debug": options.debug}
     return [*program, *(flag for flag, given in flags.items() if given), "--events"]
 
@@ -121,23 +126,31 @@ def _parse(line: str) -> Event | None:
 
 
 def _resume_command(options: RunOptions, out: Path) -> str:
-    return shlex.join(["mpcfl", "run", "--resume", str(out), *_key_options(options)])
+    return shlex.join(["mpcfl", "run", "--resume", str(out), *_private_options(options)])
 
 
-def _key_options(options: RunOptions) -> list[str]:
-    paths = (("--keys", options.keys), ("--passphrases", options.passphrases))
+def _private_options(options: RunOptions) -> list[str]:
+    paths = (
+        ("--keys", options.keys),
+        ("--passphrases", options.passphrases),
+        ("--party", options.party),
+        ("--party-files", options.party_files),
+    )
     return [part for option, path in paths if path is not None for part in (option, str(path))]
 
 
 def _raise_failure(
     outcome: Outcome, failures: list[Failed], resume: str | None, *, ended: bool
 ) -> None:
-    """Raise what went wrong; mpirun's word is not enough, it ends well if all ranks are killed."""
+    """Raise what went wrong; mpirun's word is not enough, it ends well if all ranks are killed.
+
+    Nor does it say that anything did: it may end badly for a party that the others did without.
+    """
     # A run that began has a checkpoint; one that was refused has another remedy.
     remedy = "" if resume is None else f"; continue it with: {resume}"
     if failures:
         raise MpcflError(failures[0].message + remedy)
-    if outcome.exit_code or not ended:
+    if not ended:
         raise PartyLost(
             f"the run ended with exit code {outcome.exit_code} and no reason given; add --debug "
             f"to see what MPI and the parties wrote{remedy}"

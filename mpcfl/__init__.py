@@ -11,15 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpcfl import dp as dp
+    from mpcfl.net.known_peers import open_authenticated as open_authenticated
     from mpcfl.secagg.key_holding import hold_share as load_key_share
     from mpcfl.secagg.session import open_secure_sum as open_secure_sum
     from mpcfl.secagg.session import secure_sum as secure_sum
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "dp", "load_key_share", "open_secure_sum", "secure_sum"]
+__all__ = [
+    "__version__",
+    "dp",
+    "load_key_share",
+    "open_authenticated",
+    "open_secure_sum",
+    "secure_sum",
+]
 
 _HOMES = {
     "load_key_share": ("mpcfl.secagg.key_holding", "hold_share"),
+    "open_authenticated": ("mpcfl.net.known_peers", "open_authenticated"),
     "open_secure_sum": ("mpcfl.secagg.session", "open_secure_sum"),
     "secure_sum": ("mpcfl.secagg.session", "secure_sum"),
 }

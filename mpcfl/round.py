@@ -41,8 +41,10 @@ from mpcfl.learn.train import (
 )
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.net.meter import Meter
-from mpcfl.secagg.base import IntVector, SecureSum, SumId, SumSettings
+from mpcfl.secagg.base import IntVector, Stages, SumId, SumSettings
 from mpcfl.secagg.neighbors import resolve_neighbors
+from mpcfl.secagg.opened_sum import OpenedSum, comparable_levels
+from mpcfl.secagg.opening import open_sum
 from mpcfl.secagg.registry import load_backend
 
 RealVector = NDArray[np.float64]
@@ -151,7 +153,7 @@ def party_data(
 
 
 def protected_sum(
-    public: PublicState, party: PartyData, secure: SecureSum, sum_id: SumId, meter: Meter
+    public: PublicState, party: PartyData, secure: Stages, sum_id: SumId, meter: Meter
 ) -> IntVector:
     """Take part in one attempt of one round with this party's data: stages 1 to 7.
 
@@ -193,23 +195,22 @@ def protected_sum(
         return secure.open(aggregated)
 
 
-def new_model(
-    public: PublicState, opened: IntVector, round_id: int, roster: Sequence[int], meter: Meter
-) -> None:
+def new_model(public: PublicState, opened: OpenedSum, round_id: int, meter: Meter) -> None:
     """Take the server's step with the opened sum, alike at every rank: stage 8.
 
     Args:
         public: changed in place.
-        opened: what `protected_sum` returned for ``round_id``.
+        opened: what `protected_sum` returned for ``round_id``, and over whom.
         round_id: which round.
-        roster: indices of the data parties that are in the sum.
         meter: takes the time.
     """
     job, grid = public.job, round_grid(public.ring, round_id, public.counted.clip_norm)
     with meter.stage("apply"):  # 8. Apply the mean.
+        roster = opened.widest_roster
         expected_rows = public.ring.denominator(len(roster))
+        levels = comparable_levels(opened, public.ring, job.parties)
         mean, public.counted = opened_mean(
-            dequantize_sum(opened, grid), expected_rows, job, roster, public.counted
+            dequantize_sum(levels, grid), expected_rows, job, roster, public.counted
         )
         public.parameters, public.server = apply_mean(
             public.parameters, mean, public.server, job.server
@@ -303,7 +304,7 @@ def _run_in_process(
 
     def rank_program(transport: MemoryTransport) -> int:
         rank, public = transport.rank, publics[transport.rank]
-        secure = open_backend(transport, sum_settings(public, run_id="run-round"))
+        secure = open_sum(open_backend, transport, sum_settings(public, run_id="run-round"))
         party = None
         if rank < n_parties:
             records = public.task.party_data(rank, n_parties)
@@ -313,7 +314,8 @@ def _run_in_process(
                 secure.open(secure.aggregate(secure.protect(None)))
                 continue
             opened = protected_sum(public, party, secure, SumId(round_id), transport.meter)
-            new_model(public, opened, round_id, range(n_parties), transport.meter)
+            whole = OpenedSum.whole(opened, range(n_parties))
+            new_model(public, whole, round_id, transport.meter)
             if rank == 0:
                 after_round(round_id, opened, public)
         secure.close()
@@ -335,4 +337,5 @@ def sum_settings(public: PublicState, run_id: str) -> SumSettings:
         neighbors=public.neighbors,
         precompute=aggregation.precompute,
         threshold=aggregation.threshold,
+        checked=aggregation.checked,
     )

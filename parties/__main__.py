@@ -22,10 +22,17 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from mpcfl.errors import ConfigError, MpcflError, PartyLost, PartyNotReady, TranscriptMismatch
+from mpcfl.errors import (
+    ConfigError,
+    LeftOut,
+    MpcflError,
+    PartyLost,
+    PartyNotReady,
+    TranscriptMismatch,
+)
 from mpcfl.net.mpi import MpiTransport
 from mpcfl.parties.events import Event, Failed, to_json
-from mpcfl.parties.program import run_rank
+from mpcfl.parties.program import RunEnd, run_rank
 
 _EXIT_ERROR = 1
 # mpirun may hang when ranks abort in the same moment, so they take turns.
@@ -43,8 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
     except ConfigError as error:
         _abort(tell, str(error), debug)
+    options.host = MPI.Get_processor_name()
+    # Open MPI says how many ranks it started on this host; elsewhere, names of hosts tell.
+    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
+    options.is_spread = local.isdecimal() and int(local) < transport.n_ranks
     try:
-        run_rank(options, transport, tell)
+        end = run_rank(options, transport, tell)
+    except LeftOut as error:
+        _leave_alone(str(error))
     except (PartyNotReady, TranscriptMismatch) as error:
         if transport.rank == 0:
             tell(Failed(str(error)))
@@ -57,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _abort(tell, str(error), debug)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: all of it ends the job
         _abort(tell, f"{type(error).__name__}; --debug shows where", debug)
+    _leave(end)
     return 0
 
 
@@ -75,6 +89,26 @@ def _abort(tell: Callable[[Event], None], message: str, debug: bool) -> NoReturn
     tell(Failed(message))
     MPI.COMM_WORLD.Abort(_EXIT_ERROR)
     sys.exit(_EXIT_ERROR)
+
+
+def _leave(end: RunEnd) -> None:
+    """Leave MPI after a run that came to its end; all who are left have said goodbye."""
+    if not end.has_lost:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if end.has_silent:
+        # Who was left out may not be dead, and mpirun would wait for it.
+        time.sleep(_TURN_S * (1 + end.place))
+        MPI.COMM_WORLD.Abort(0)
+    # MPI's own end would have this process meet those who are gone.
+    os._exit(0)
+
+
+def _leave_alone(message: str) -> NoReturn:
+    """End this process only: the others have gone on without it, and their run is theirs."""
+    print(f"mpcfl: error: {message}", file=sys.stderr, flush=True)
+    os._exit(_EXIT_ERROR)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,6 +137,25 @@ def _parser() -> argparse.ArgumentParser:
         help="continue the run in this folder after its last checkpoint; what was spent stays "
         "spent, and a finished run is left as it is",
     )
+    _add_private_files(parser)
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --resume: go on without this party, as far as parties.max_dropout goes",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow comparison backends, and several hosts without party files",
+    )
+    parser.add_argument("--events", action="store_true", help="tell events as lines of JSON")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _add_private_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keys", type=Path, metavar="DIR", help="this party's key share, NAME.share, lies here"
     )
@@ -112,10 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the passphrase of this party's key share, alone or in a line per party",
     )
-    parser.add_argument("--insecure", action="store_true", help="allow comparison backends")
-    parser.add_argument("--events", action="store_true", help="tell events as lines of JSON")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser
+    parser.add_argument(
+        "--party", type=Path, metavar="FILE", help="this party's own file: its identity, its peers"
+    )
+    parser.add_argument(
+        "--party-files", type=Path, metavar="DIR", help="party files of all, DIR/NAME.toml"
+    )
 
 
 if __name__ == "__main__":

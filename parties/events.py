@@ -77,6 +77,23 @@ class RoundDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """Parties died or fell silent, and the others go on."""
+
+    kind: ClassVar[str] = "lost"
+    round: int
+    lost: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return the event as text."""
+        return (
+            f"{', '.join(self.lost)} was lost in round {self.round}; {len(self.left)} parties go "
+            f"on: {', '.join(self.left)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The run ends before its last planned round, on purpose."""
 
@@ -135,9 +152,9 @@ def figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-Event = Started | RoundDone | Stopped | Ended | Failed
+Event = Started | RoundDone | Lost | Stopped | Ended | Failed
 _KINDS: dict[str, type[Event]] = {
-    kind.kind: kind for kind in (Started, RoundDone, Stopped, Ended, Failed)
+    kind.kind: kind for kind in (Started, RoundDone, Lost, Stopped, Ended, Failed)
 }
 
 

@@ -3,80 +3,125 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from mpcfl import __version__
 from mpcfl.config import Job
-from mpcfl.errors import ConfigError, MpcflError
+from mpcfl.dp.attempts import AttemptLog
+from mpcfl.errors import ConfigError, MpcflError, PartyNotReady
 from mpcfl.learn.model import model_digest
+from mpcfl.net.handshake import HandshakeContext, authenticate
+from mpcfl.net.meter import Meter
 from mpcfl.net.mpi import MpiTransport
-from mpcfl.net.roster import agree_run_id, check_in
-from mpcfl.parties.aggregator import agree_without_model, run_aggregator
-from mpcfl.parties.data_party import Hooks, agree_on_model, run_data_party
+from mpcfl.net.roster import check_in, library_versions
+from mpcfl.net.wire import FLAG, Format, Kind, blob, cut, text
+from mpcfl.parties.connection import Carrier, Connection
+from mpcfl.parties.credentials import read_credentials
+from mpcfl.parties.data_party import bytes_so_far
 from mpcfl.parties.events import Ended, Event
 from mpcfl.parties.key_share import KeyFiles, keep_key, require_kept_key
 from mpcfl.parties.ledgers import open_ledgers
+from mpcfl.parties.progress import Progress, Run
 from mpcfl.parties.recorder import Recorder
 from mpcfl.parties.resume import Request
-from mpcfl.parties.rules import check_job, check_ranks, rank_names
+from mpcfl.parties.rounds import finish, take_part
+from mpcfl.parties.rules import check_job, rank_names, require_quorum, seats
 from mpcfl.parties.setup import Rank, T, attempt, make_rank
 from mpcfl.report.checkpoint import load_checkpoint, restore, save_checkpoint
 from mpcfl.report.run_folder import RunFolder, RunLock, fresh_run_path, open_run_folder
 from mpcfl.report.run_record import RunRecord, read_rounds
-from mpcfl.round import sum_settings
+from mpcfl.secagg.opened_sum import OpenedSum
+from mpcfl.secagg.registry import packages_of
+
+# MPI's longest name of a host.
+_HOST_BYTES = 256
+_HOST = Format(Kind.HOST, name=text(_HOST_BYTES))
+# As the file system has it, which may be no text; longer than any system takes.
+_FOLDER = Format(Kind.FOLDER, path=blob(1 << 16))
+_FINISHED = Format(Kind.FINISHED, finished=FLAG)
 
 
-def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended for its MPI processes.
+
+    Attributes:
+        place: of this rank among those who are left.
+        has_lost: somebody was lost.
+        has_silent: one of them may not be dead.
+    """
+
+    place: int = 0
+    has_lost: bool = False
+    has_silent: bool = False
+
+
+def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event], None]) -> RunEnd:
     """Run this rank's part of a job to its end, from its beginning or from a checkpoint.
 
     Raises:
         PartyNotReady, TranscriptMismatch: raised by all ranks alike before a round starts.
         MpcflError: this rank can't go on.
     """
-    job = _agree_on_job(options, transport)
-    rank = _agree_on_start(job, transport, options)
-    folder, lock = _agree_on_folder(options, rank, transport)
-    try:
-        if options.resume is not None and _agree_on_checkpoint(rank, folder, transport, tell):
-            return
-        open_ledgers(rank, transport, transport.names, folder)
-        _agree_on_beginning(rank, folder, transport)
-        _run_rounds(rank, folder, transport, tell)
-    finally:
-        if lock is not None:
-            lock.close()
+    job, numbers = _agree_on_job(options, transport)
+    with closing(_connect(options, job, numbers, transport)) as connection:
+        rank = _agree_on_start(job, connection, options)
+        folder, lock = _agree_on_folder(options, rank, connection)
+        try:
+            if options.resume is not None and _agree_on_checkpoint(rank, folder, connection, tell):
+                return RunEnd()
+            open_ledgers(rank, connection, folder)
+            _agree_on_beginning(rank, folder, connection)
+            _run_rounds(rank, folder, connection, tell)
+            has_lost = connection.view.epoch > 0
+            return RunEnd(connection.transport.rank, has_lost, connection.has_silent)
+        finally:
+            if lock is not None:
+                lock.close()
 
 
 def _run_rounds(
-    rank: Rank, folder: RunFolder, transport: MpiTransport, tell: Callable[[Event], None]
+    rank: Rank, folder: RunFolder, connection: Connection, tell: Callable[[Event], None]
 ) -> None:
     """Serve every round that is left, and agree on the model that came out."""
-    run_id = agree_run_id(transport)
-    secure = rank.open_backend(transport, sum_settings(rank.public, run_id))
-    if rank.party is None:
-        with closing(secure):
-            run_aggregator(rank.public.job.training.rounds - rank.first_round, secure, transport)
-        agree_without_model(transport, transport.names)
-        return
-    recorder = Recorder(rank, folder, tell) if transport.rank == 0 else None
-    hooks = Hooks(recorder.applied, recorder.after_round) if recorder else Hooks()
+    run = _begin(rank, folder, connection, tell)
     try:
-        stopped = run_data_party(rank, secure, transport, hooks)
+        stopped = take_part(run)
+        finish(run, stopped)
     except MpcflError as error:
-        if recorder:
-            recorder.fail(str(error))
+        if run.recorder is not None:
+            run.recorder.fail(str(error))
         raise
     finally:
-        _log_locally(folder, transport.rank, rank.party.left_out)
-        secure.close()
-    if rank.ledger is not None:
-        rank.ledger.close()
-    digest = agree_on_model(rank, transport, transport.names)
-    if recorder:
-        recorder.finish(digest, stopped)
+        if rank.party is not None:
+            _log_locally(folder, connection.number, rank.party.left_out)
+        run.close_session()
+        run.attempts.close()
+        if rank.ledger is not None:
+            rank.ledger.close()
+
+
+def _begin(
+    rank: Rank, folder: RunFolder, connection: Connection, tell: Callable[[Event], None]
+) -> Run:
+    transcript = None if rank.party is None else folder.transcript_jsonl(connection.number)
+    rank.bytes_before = bytes_so_far(connection.transport)
+    opened = OpenedSum(rank.public.ring.vector_dim)
+    run = Run(
+        rank=rank,
+        connection=connection,
+        folder=folder,
+        attempts=AttemptLog(transcript, connection.number),
+        progress=Progress(rank.first_round, opened, meter=Meter(parent=connection.transport.meter)),
+        make_recorder=lambda round_id: Recorder(rank, folder, tell, round_id),
+    )
+    run.appoint_recorder()
+    return run
 
 
 def _log_locally(folder: RunFolder, rank: int, not_finite: int) -> None:
@@ -90,28 +135,61 @@ def _log_locally(folder: RunFolder, rank: int, not_finite: int) -> None:
     path.write_text(f"{not_finite:>12} records or updates failed or were not finite: left out\n")
 
 
-def _agree_on_job(options: Namespace, transport: MpiTransport) -> Job:
+def _agree_on_job(options: Namespace, transport: MpiTransport) -> tuple[Job, tuple[int, ...]]:
+    """Compare what all ranks are to run; return the job, and which party sits in which rank."""
     request = Request(options.job, options.overrides, options.parties, options.resume, options.out)
 
-    def load() -> Job:
+    def load() -> tuple[Job, tuple[int, ...]]:
         job = request.load()
-        check_ranks(job, transport.n_ranks)
+        if options.without and options.resume is None:
+            raise ConfigError("--without NAME is for a run that is resumed; leave it out")
+        numbers = seats(job, transport.n_ranks, options.without)
         check_job(job, options.insecure)
-        return job
+        return job, numbers
 
-    job, error = attempt(load, options.debug)
-    if job is not None:
+    loaded, error = attempt(load, options.debug)
+    facts = {"version": __version__, "job": ""}
+    if loaded is not None:
+        job, numbers = loaded
         transport.deadline_s = job.aggregation.deadline_s
-        transport.names = rank_names(job)
-    digest = "" if job is None else job.digest().hex()
-    check_in(transport, transport.names, {"version": __version__, "job": digest}, error)
-    return _present(job)
+        transport.names = tuple(rank_names(job)[number] for number in numbers)
+        facts["job"] = f"{job.digest().hex()} {numbers}"
+        facts["libraries"] = library_versions(packages_of(job.aggregation.backend))
+    check_in(transport, transport.names, facts, error)
+    return _present(loaded)
 
 
-def _agree_on_start(job: Job, transport: MpiTransport, options: Namespace) -> Rank:
+def _connect(
+    options: Namespace, job: Job, numbers: tuple[int, ...], transport: MpiTransport
+) -> Connection:
+    """Authenticate all parties to each other; nothing but public facts was said before."""
+    names = transport.names
+    credentials, error = attempt(lambda: read_credentials(options, names, transport.rank))
+    check_in(transport, names, {}, error)
+    identity, pins = _present(credentials)
+    told = transport.allgather(_HOST.encode(name=cut(options.host, _HOST_BYTES)))
+    hosts = {_HOST.decode(host, name)["name"] for host, name in zip(told, names, strict=True)}
+    if pins is None and not options.insecure and (len(hosts) > 1 or options.is_spread):
+        raise PartyNotReady(
+            "the parties run on more than one host and would not know each other; give each its "
+            "party file (--party or --party-files, see docs/parties.md), or add --insecure where "
+            "nobody can reach the network between them",
+            0,
+        )
+    context = HandshakeContext(
+        job.digest().hex(),
+        names,
+        tuple(library_versions(packages_of(job.aggregation.backend)).split()),
+    )
+    agreed = authenticate(transport, identity, pins, context)
+    carrier = Carrier(transport, transport.port(), numbers, lambda left: require_quorum(job, left))
+    return Connection(carrier, identity, agreed)
+
+
+def _agree_on_start(job: Job, connection: Connection, options: Namespace) -> Rank:
     def load() -> Rank:
         files = KeyFiles(options.keys, options.passphrases)
-        return make_rank(job, transport.rank, files)
+        return make_rank(job, connection.number, files)
 
     rank, error = attempt(load, options.debug)
     facts = {}
@@ -119,15 +197,15 @@ def _agree_on_start(job: Job, transport: MpiTransport, options: Namespace) -> Ra
         facts["plan"] = rank.public.plan.fingerprint()
         facts["threshold key"] = rank.key
         facts["model"] = model_digest(rank.public.model).hex()
-    check_in(transport, transport.names, facts, error)
+    check_in(connection.transport, connection.names, facts, error)
     return _present(rank)
 
 
 def _agree_on_folder(
-    options: Namespace, rank: Rank, transport: MpiTransport
+    options: Namespace, rank: Rank, connection: Connection
 ) -> tuple[RunFolder, RunLock | None]:
     """Let rank 0 make the folder, or take the one to resume, and tell its path to the others."""
-    job = rank.public.job
+    job, transport = rank.public.job, connection.transport
     path: Path = options.resume or options.out or fresh_run_path(job.task)
 
     def claim() -> RunLock:
@@ -140,15 +218,18 @@ def _agree_on_folder(
         return RunLock(folder)
 
     lock, error = attempt(claim) if transport.rank == 0 else (None, None)
-    check_in(transport, transport.names, {}, error)
-    paths = transport.allgather(str(path.resolve()).encode())
-    return RunFolder(Path(paths[0].decode())), lock
+    check_in(transport, connection.names, {}, error)
+    own = os.fsencode(path.resolve()) if transport.rank == 0 else b""
+    told = transport.allgather(_FOLDER.encode(path=own))
+    agreed = _FOLDER.decode(told[0], connection.names[0])["path"]
+    return RunFolder(Path(os.fsdecode(agreed))), lock
 
 
 def _agree_on_checkpoint(
-    rank: Rank, folder: RunFolder, transport: MpiTransport, tell: Callable[[Event], None]
+    rank: Rank, folder: RunFolder, connection: Connection, tell: Callable[[Event], None]
 ) -> bool:
     """Put the checkpoint in place at every rank; return True if nothing is left to do."""
+    transport = connection.transport
 
     def load() -> str:
         checkpoint = load_checkpoint(folder.checkpoint)
@@ -163,11 +244,11 @@ def _agree_on_checkpoint(
     finished: Ended | None = None
     if error is None and transport.rank == 0:
         finished, error = attempt(lambda: _finished(rank, folder))
-    check_in(transport, transport.names, {"checkpoint": digest or ""}, error)
-    told = transport.allgather(b"" if finished is None else b"finished")
+    check_in(transport, connection.names, {"checkpoint": digest or ""}, error)
+    told = transport.allgather(_FINISHED.encode(finished=finished is not None))
     if finished is not None:
         tell(finished)
-    return told[0] != b""
+    return bool(_FINISHED.decode(told[0], connection.names[0])["finished"])
 
 
 def _finished(rank: Rank, folder: RunFolder) -> Ended | None:
@@ -190,15 +271,16 @@ def _finished(rank: Rank, folder: RunFolder) -> Ended | None:
     )
 
 
-def _agree_on_beginning(rank: Rank, folder: RunFolder, transport: MpiTransport) -> None:
+def _agree_on_beginning(rank: Rank, folder: RunFolder, connection: Connection) -> None:
     """Write the checkpoint of a new run before its first round can cost anything.
 
     From here on the run can be resumed: every ledger is there, and every party remembers all.
     """
     error: MpcflError | None = None
+    transport = connection.transport
     if transport.rank == 0 and not rank.resumed:
         _, error = attempt(lambda: save_checkpoint(folder.checkpoint, rank.public, 0))
-    check_in(transport, transport.names, {}, error)
+    check_in(transport, connection.names, {}, error)
 
 
 def _present(value: T | None) -> T:

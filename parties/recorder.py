@@ -1,4 +1,7 @@
-"""What rank 0 writes into the run folder, after every round and at the end, and tells people."""
+"""What one rank writes into the run folder, after every round and at the end, and tells people.
+
+It is the lowest data party that takes part: if that one is lost, the next goes on with its files.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 
 from mpcfl import __version__
@@ -15,8 +18,7 @@ from mpcfl.config import Unit
 from mpcfl.dp.plan import View
 from mpcfl.learn.evaluate import evaluate
 from mpcfl.net.meter import Meter
-from mpcfl.parties.data_party import Totals
-from mpcfl.parties.events import Ended, Event, RoundDone, Started, Stopped
+from mpcfl.parties.events import Ended, Event, Lost, RoundDone, Started, Stopped
 from mpcfl.parties.setup import Rank
 from mpcfl.report.checkpoint import save_checkpoint
 from mpcfl.report.run_folder import RunFolder
@@ -36,18 +38,51 @@ _SAVE_EVERY_S = 1.0
 _RELATIONS = {Unit.RECORD: "add-or-remove-one-record", Unit.PARTY: "zero-out-one-party"}
 
 
-class Recorder:
-    """Keeps `run.json` true after every round; evaluates on public test data only."""
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What all ranks together can say of a round once it is over. Public.
 
-    def __init__(self, rank: Rank, folder: RunFolder, tell: Callable[[Event], None]) -> None:
+    Attributes:
+        bytes_sent: payload at the transport, of all ranks.
+        bytes_received: the same, received.
+        epsilons: spent so far by each data party's ledger, in rank order; empty without privacy.
+    """
+
+    bytes_sent: int
+    bytes_received: int
+    epsilons: tuple[float, ...] = ()
+
+
+class Recorder:
+    """Keeps `run.json` true after every round; evaluates on public test data only.
+
+    Args:
+        rank: this one.
+        folder: of the run.
+        tell: takes what people are told.
+        next_round: the round that comes next; of those before it there are records.
+    """
+
+    def __init__(
+        self, rank: Rank, folder: RunFolder, tell: Callable[[Event], None], next_round: int
+    ) -> None:
         self._rank, self._folder, self._tell = rank, folder, tell
+        self._takes_over = next_round > rank.first_round
+        self._first_round = next_round
         self._metrics = self._evaluate()
         # Of every party's ledger; this party's own until the first round has told of the others.
         self._epsilons: tuple[float, ...] = ()
         self._rounds = self._rounds_before()
         self._saved_at = -math.inf
-        public = rank.public
-        tell(
+        if self._takes_over:
+            # What is opened next needs a checkpoint of what was before it.
+            self.applied(next_round)
+        else:
+            self._tell_start()
+
+    def _tell_start(self) -> None:
+        rank, public = self._rank, self._rank.public
+        self._tell(
             Started(
                 task=public.job.task,
                 backend=public.job.aggregation.backend,
@@ -58,7 +93,7 @@ class Recorder:
                 epsilon=self._planned(),
                 exposed=self._rank.view is View.OWN_SHARE,
                 delta=public.job.privacy.delta,
-                folder=str(folder.path),
+                folder=str(self._folder.path),
                 resumed_after=rank.first_round if rank.resumed else None,
                 spent=self._spent(),
             )
@@ -68,13 +103,26 @@ class Recorder:
         """Write the checkpoint of a new model, before the round is committed; see `Hooks`."""
         save_checkpoint(self._folder.checkpoint, self._rank.public, next_round)
 
-    def after_round(self, round_id: int, meter: Meter, totals: Totals) -> None:
-        """Measure the new model, write it down and tell it; see `Hooks`."""
+    def after_loss(self, round_id: int, lost: tuple[str, ...], left: tuple[str, ...]) -> None:
+        """Tell that parties were lost and the others go on."""
+        self._tell(Lost(round=round_id + 1, lost=lost, left=left))
+
+    def after_round(
+        self, round_id: int, meter: Meter, totals: Totals, parties: Sequence[int]
+    ) -> None:
+        """Measure the new model, write it down and tell it.
+
+        Args:
+            round_id: that is over.
+            meter: of it.
+            totals: as far as they are known.
+            parties: numbers of the data parties that take part.
+        """
         public = self._rank.public
         with meter.stage("evaluate"):
             self._metrics = self._evaluate()
         self._epsilons = totals.epsilons
-        record = self._round(round_id, self._rank.attempt_of(round_id), meter.seconds, totals)
+        record = self._round(round_id, meter.seconds, totals, parties)
         self._rounds.append(record)
         append_round(self._folder.rounds_jsonl, record)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
@@ -83,7 +131,7 @@ class Recorder:
             RoundDone(
                 round=round_id + 1,
                 rounds=public.job.training.rounds,
-                parties=public.job.parties.count,
+                parties=len(parties),
                 epsilon=self._spent(),
                 epsilon_planned=self._planned(),
                 metrics=self._metrics,
@@ -93,12 +141,16 @@ class Recorder:
         )
 
     def _round(
-        self, round_id: int, attempt: int, seconds: Mapping[str, float], totals: Totals
+        self,
+        round_id: int,
+        seconds: Mapping[str, float],
+        totals: Totals,
+        parties: Sequence[int],
     ) -> RoundRecord:
         return RoundRecord(
             round=round_id + 1,
-            attempt=attempt,
-            parties=self._rank.public.job.parties.all_names(),
+            attempt=max(0, self._rank.next_attempt(round_id) - 1),
+            parties=tuple(self._rank.names[number] for number in parties),
             epsilon=self._spent(),
             accuracy=self._metrics.get("accuracy"),
             loss=self._metrics.get("loss"),
@@ -110,14 +162,14 @@ class Recorder:
 
     def _rounds_before(self) -> list[RoundRecord]:
         """Return the rounds up to the checkpoint, and forget what is known of later ones."""
-        last = self._rank.first_round
-        if not self._rank.resumed:
+        last = self._first_round
+        if not self._rank.resumed and not self._takes_over:
             return []
         rounds = read_rounds(self._folder.rounds_jsonl, last)
         if last > 0 and (not rounds or rounds[-1].round < last):
-            # It was killed between the checkpoint and the record: the model is that round's.
-            attempt = max(0, self._rank.attempt_of(last - 1) - 1)
-            rounds.append(self._round(last - 1, attempt, {}, Totals(0, 0)))
+            # Who wrote them was killed before this record: the model is that round's.
+            everybody = range(self._rank.public.job.parties.count)
+            rounds.append(self._round(last - 1, {}, Totals(0, 0), everybody))
         replace_rounds(self._folder.rounds_jsonl, rounds)
         return rounds
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from mpcfl.config import Job, Unit
-from mpcfl.errors import ConfigError
-from mpcfl.secagg.custody import check_custody
+from collections.abc import Collection, Sequence
+
+from mpcfl.config import PAILLIER_BACKENDS, Custody, Job, Unit
+from mpcfl.errors import ConfigError, QuorumLost
+from mpcfl.secagg.custody import check_custody, check_holder
 from mpcfl.secagg.registry import INSECURE_BACKENDS, require_backend
 
 
@@ -26,15 +28,64 @@ def check_job(job: Job, insecure: bool) -> None:
     check_custody(job)
 
 
-def check_ranks(job: Job, n_ranks: int) -> None:
-    """Refuse a number of MPI processes that doesn't fit the job."""
-    if n_ranks == job.n_ranks:
-        return
-    extra = " and one aggregator" if job.needs_aggregator else ""
-    raise ConfigError(
-        f"the job has {job.parties.count} data parties{extra}, but MPI started {n_ranks} "
-        f"processes; start {job.n_ranks}, or set the number of data parties with -n"
-    )
+def seats(job: Job, n_ranks: int, absent: Sequence[str] = ()) -> tuple[int, ...]:
+    """Return the number of the party in each of the MPI ranks.
+
+    Args:
+        job: the run.
+        n_ranks: processes that MPI started.
+        absent: names of data parties that a resumed run goes on without.
+
+    Raises:
+        ConfigError: a name is not one of the job, too many are absent, or the number of
+            processes doesn't fit.
+    """
+    names = rank_names(job)
+    for name in absent:
+        if name not in job.parties.all_names():
+            raise ConfigError(
+                f"--without {name}: the job has no such party; it has "
+                f"{', '.join(job.parties.all_names())}"
+            )
+    numbers = tuple(number for number, name in enumerate(names) if name not in absent)
+    require_quorum(job, numbers)
+    if n_ranks != len(numbers):
+        extra = " and one aggregator" if job.needs_aggregator else ""
+        missing = f" without {', '.join(absent)}" if absent else ""
+        raise ConfigError(
+            f"the job{missing} has {len(numbers) - bool(extra)} data parties{extra}, but MPI "
+            f"started {n_ranks} processes; start {len(numbers)}, or set the number of data "
+            "parties with -n"
+        )
+    return numbers
+
+
+def require_quorum(job: Job, numbers: Collection[int]) -> None:
+    """Refuse to go on with parties that are too few, or can't do without the others.
+
+    Args:
+        job: the run.
+        numbers: of the parties that are left, the aggregator's included.
+
+    Raises:
+        QuorumLost: names those who are missing.
+    """
+    parties, aggregation = job.parties, job.aggregation
+    names = rank_names(job)
+    missing = [name for number, name in enumerate(names) if number not in numbers]
+    left = [number for number in numbers if number < parties.count]
+    who = ", ".join(missing)
+    if job.needs_aggregator and parties.count not in numbers:
+        raise QuorumLost(f"{who} was lost, and nothing is summed without the aggregator")
+    if len(left) < parties.count - parties.max_dropout:
+        raise QuorumLost(
+            f"{who} was lost: {len(left)} of {parties.count} parties are left, and the noise that "
+            f"was planned is enough for {parties.count - parties.max_dropout} or more "
+            f"(parties.max_dropout = {parties.max_dropout})"
+        )
+    holder = aggregation.backend in PAILLIER_BACKENDS and aggregation.custody is Custody.HOLDER
+    if missing and holder:
+        check_holder(len(left), parties.colluding, private=job.privacy.unit is not Unit.NONE)
 
 
 def rank_names(job: Job) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from mpcfl.dp.ledger import Budget, Ledger
 from mpcfl.dp.plan import View
 from mpcfl.errors import ConfigError, MpcflError
 from mpcfl.parties.key_share import NO_KEY_FILES, KeyFiles, backend_of
+from mpcfl.parties.rules import rank_names
 from mpcfl.round import PartyData, PublicState, party_data, public_state
 from mpcfl.secagg.base import BackendFactory
 from mpcfl.secagg.registry import INSECURE_BACKENDS
@@ -35,6 +36,7 @@ class Rank:
         resumed: the run goes on in the folder of one that was stopped.
         first_round: the round to begin with.
         attempts: number of the next attempt, by round, equal at all parties; 0 where none is named.
+        bytes_before: sent and received before the round that is under way.
         key: fingerprint of the key that this party has a share of, where it brought one.
     """
 
@@ -46,17 +48,27 @@ class Rank:
     seen: SeenHeads | None = None
     resumed: bool = False
     first_round: int = 0
-    attempts: Mapping[int, int] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    bytes_before: tuple[int, int] = (0, 0)
     key: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all parties of the job, by number, an aggregator's last."""
+        return rank_names(self.public.job)
 
     @property
     def keeps_ledger(self) -> bool:
         """True where there are records to protect, and a budget to protect them by."""
         return self.party is not None and self.budget is not None
 
-    def attempt_of(self, round_id: int) -> int:
-        """Return the number of this process' attempt at a round."""
+    def next_attempt(self, round_id: int) -> int:
+        """Return the number of the next attempt at a round."""
         return self.attempts.get(round_id, 0)
+
+    def note_attempt(self, round_id: int, following: int) -> None:
+        """Note that no attempt below ``following`` may be made at a round any more."""
+        self.attempts[round_id] = max(self.next_attempt(round_id), following)
 
     @property
     def budget(self) -> Budget | None:

@@ -22,7 +22,9 @@ from mpcfl.round import (
     sum_settings,
 )
 from mpcfl.secagg.base import IntVector, Levels, SecureSum, SumId
+from mpcfl.secagg.opened_sum import OpenedSum
 from mpcfl.secagg.registry import load_backend
+from mpcfl.secagg.salvage import Salvage
 
 
 class WatchedSum:
@@ -31,6 +33,15 @@ class WatchedSum:
     def __init__(self, secure: SecureSum) -> None:
         self._secure = secure
         self.inputs: list[IntVector] = []
+
+    @property
+    def parts(self) -> tuple[slice, ...]:
+        """See `SecureSum.parts`."""
+        return self._secure.parts
+
+    def salvage(self) -> Salvage | None:
+        """See `SecureSum.salvage`."""
+        return self._secure.salvage()
 
     def protect(self, levels: Levels | None, sum_id: SumId | None = None) -> Any:
         """See `SecureSum.protect`."""
@@ -89,7 +100,8 @@ def watch_rounds(publics: Sequence[PublicState], rounds: int, watched: Set[int])
             for round_id in range(rounds):
                 sum_id = SumId(round_id)
                 opened.append(protected_sum(public, party, secure, sum_id, transport.meter))
-                new_model(public, opened[-1], round_id, range(n_parties), transport.meter)
+                whole = OpenedSum.whole(opened[-1], range(n_parties))
+                new_model(public, whole, round_id, transport.meter)
         else:
             for _ in range(rounds):
                 secure.open(secure.aggregate(secure.protect(None)))

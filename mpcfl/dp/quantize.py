@@ -158,11 +158,12 @@ def sum_levels(blocks: Iterable[IntVector], plan: NoisePlan) -> IntVector:
     return clamped
 
 
-def dequantize_sum(opened: IntVector, grid: Grid) -> Opened:
+def dequantize_sum(opened: IntVector | NDArray[np.float64], grid: Grid) -> Opened:
     """Turn an opened sum of integers back into floats; `NoisePlan.denominator` makes it a mean.
 
     Args:
-        opened: sum of all contributors, shape (plan.vector_dim,), int64, centred. Public.
+        opened: sum of all contributors, shape (plan.vector_dim,), int64, centred. Public. Or
+            float64, in the same units, where coordinates of different contributors were scaled.
         grid: of the round.
 
     Returns:

@@ -52,11 +52,12 @@ def rotate_rows(rows: RealMatrix, plan: NoisePlan, round_id: int) -> RealMatrix:
     return rotated
 
 
-def unrotate(levels: NDArray[np.int64], plan: NoisePlan, round_id: int) -> RealVector:
+def unrotate(levels: NDArray[np.int64] | RealVector, plan: NoisePlan, round_id: int) -> RealVector:
     """Undo the rotation of an opened sum.
 
     Args:
-        levels: model part of the sum, shape (plan.rotated_dim,), int64. Public.
+        levels: model part of the sum, shape (plan.rotated_dim,), int64; or float64, multiples of
+            a power of two, where coordinates of different contributors were scaled. Public.
         plan: as it was rotated under.
         round_id: as it was rotated in.
 

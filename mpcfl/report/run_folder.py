@@ -79,6 +79,12 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         return path
 
+    def transcript_jsonl(self, party: int) -> Path:
+        """Return the public transcript of a party's attempts; its folder is made at the first."""
+        path = self.path / "transcript" / f"party-{party}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
     def save_model(self, state_dict: Mapping[str, Any]) -> None:
         """Write the model; an older one stays until the new one is whole."""
         import torch  # a benchmark, which shares this module, must not pay for torch

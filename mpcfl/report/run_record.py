@@ -148,6 +148,14 @@ class RunRecord:
         return record
 
 
+def is_complete(path: Path) -> bool:
+    """Tell whether a run's record is that of a run that came to its end."""
+    try:
+        return bool(RunRecord.load(path).model_sha256)
+    except ConfigError:
+        return False
+
+
 def append_round(path: Path, record: RoundRecord) -> None:
     """Add a round to the file of rounds; it is on the disk when this returns."""
     with path.open("ab") as stream:

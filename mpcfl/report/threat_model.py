@@ -125,9 +125,11 @@ OUT_OF_SCOPE: tuple[str, ...] = (
     "than planned.",
     "Traffic analysis: who talks to whom, when and how much is visible.",
     "Side channels of the host: timing, caches, power, and whoever can read a process' memory.",
-    "Identities are not authenticated over MPI in this version: who controls the network between "
-    "the hosts, or the launcher, can stand in for a party. Run on one host or on a trusted "
-    "network.",
+    "Runs without party files: their identities are made for one run and prove nothing, so that "
+    "who controls the machine or the launcher can stand in for a party. Several hosts need party "
+    "files.",
+    "Parties that tell the others wrong sums on purpose: a sum is checked against changes by the "
+    "network, not against its own parties.",
 )
 
 

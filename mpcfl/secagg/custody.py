@@ -113,7 +113,7 @@ def check_custody(job: Job) -> None:
     if job.aggregation.backend not in PAILLIER_BACKENDS:
         return
     if custody is Custody.HOLDER:
-        _check_holder(job.parties.count, colluding, private=job.privacy.unit is not Unit.NONE)
+        check_holder(job.parties.count, colluding, private=job.privacy.unit is not Unit.NONE)
     if custody is Custody.THRESHOLD:
         _check_threshold(job)
 
@@ -134,7 +134,12 @@ def _check_threshold(job: Job) -> None:
         )
 
 
-def _check_holder(n_parties: int, colluding: int, *, private: bool) -> None:
+def check_holder(n_parties: int, colluding: int, *, private: bool) -> None:
+    """Refuse custody `holder` where the key holder could read a party's update.
+
+    Raises:
+        ConfigError: too many collude, or only two parties are there.
+    """
     if colluding > 1:
         raise ConfigError(
             f'aggregation.custody = "holder" can\'t stand colluding = {colluding}: the key holder '

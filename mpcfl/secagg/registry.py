@@ -15,6 +15,14 @@ from mpcfl.secagg.base import BackendFactory
 GROUP = "mpcfl.backends"
 # These show inputs to somebody they should not; only for baselines.
 INSECURE_BACKENDS = frozenset({"plain", "crypten-stock"})
+# Packages whose versions all parties of a run compare.
+_ALWAYS = ("cryptography", "dp-accounting", "numpy", "torch")
+_NEEDS = {
+    "crypten": ("crypten",),
+    "crypten-stock": ("crypten",),
+    "paillier": ("gmpy2",),
+    "phe": ("gmpy2", "phe"),
+}
 _REMEDIES = {
     "crypten": 'pip install "mpcfl[crypten]" && pip install --no-deps crypten==0.4.1',
     "crypten-stock": 'pip install "mpcfl[crypten]" && pip install --no-deps crypten==0.4.1',
@@ -54,6 +62,11 @@ def require_backend(name: str) -> None:
         BackendUnavailable: no backend has that name.
     """
     _find(name)
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """Return the packages on which the results of a run with a backend depend."""
+    return (*_ALWAYS, *_NEEDS.get(name, ()))
 
 
 def _find(name: str) -> EntryPoint:

@@ -1,0 +1,173 @@
+"""How far one party is: its round, what it knows of that round's sum, and its open session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from mpcfl.config import Custody
+from mpcfl.dp.attempts import AttemptLog, opened_digest
+from mpcfl.dp.ledger import Charge, Ledger, Token
+from mpcfl.errors import MpcflError
+from mpcfl.net.meter import Meter
+from mpcfl.parties.connection import Connection
+from mpcfl.parties.recorder import Recorder
+from mpcfl.parties.setup import Rank
+from mpcfl.report.run_folder import RunFolder
+from mpcfl.round import sum_settings
+from mpcfl.secagg.base import IntVector, SecureSum
+from mpcfl.secagg.custody import resolve_threshold
+from mpcfl.secagg.opened_sum import OpenedSum, PartialSum, Piece, Span
+from mpcfl.secagg.opening import backend_of, open_sum
+from mpcfl.secagg.salvage import UnopenedProduct, salvage_of
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """An attempt's charge, written ahead in this party's ledger."""
+
+    ledger: Ledger
+    charge: Charge
+    token: Token
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where this party is between two rounds, or in one.
+
+    Attributes:
+        round_id: the round that it needs next.
+        opened: what it knows of that round's sum.
+        previous: the whole sum of the round before; whoever was interrupted may need it.
+        reserved: the charge of the attempt that is under way or was last.
+        blind: True once a sum broke off of which this party can't tell what it knows.
+        product: the sum that lies encrypted here since it broke off, if there is one.
+        caught_up: others were through with this round, its totals included, before this party.
+        lost: names of those who were lost in this round.
+        meter: of this round.
+    """
+
+    round_id: int
+    opened: OpenedSum
+    previous: OpenedSum | None = None
+    reserved: Reserved | None = None
+    blind: bool = False
+    product: UnopenedProduct | None = None
+    caught_up: bool = False
+    lost: tuple[str, ...] = ()
+    meter: Meter = field(default_factory=Meter)
+
+    def step_to(self, round_id: int) -> None:
+        """Go, at an aggregator, to the round where the data parties are: back, or forward."""
+        self.round_id, self.opened, self.previous = round_id, OpenedSum(self.opened.dim), None
+
+    def advance(self, parent: Meter) -> None:
+        """Go on to the next round; nothing of this one is kept but its sum."""
+        self.round_id += 1
+        self.previous, self.opened = self.opened, OpenedSum(self.opened.dim)
+        self.reserved, self.blind, self.product, self.lost = None, False, None, ()
+        self.caught_up = False
+        self.meter = Meter(parent=parent)
+
+
+@dataclass(slots=True)
+class Run:
+    """One rank's part of a run that has begun.
+
+    Attributes:
+        rank: what it loaded.
+        connection: to those who take part.
+        folder: of the run's results.
+        attempts: guards and notes this party's attempts.
+        progress: how far it is.
+        make_recorder: makes what writes the folder, from a round on.
+        recorder: writes the run's folder; at one party only.
+        session: the open session of sums, and the coordinates that it is for.
+    """
+
+    rank: Rank
+    connection: Connection
+    folder: RunFolder
+    attempts: AttemptLog
+    progress: Progress
+    make_recorder: Callable[[int], Recorder]
+    recorder: Recorder | None = None
+    session: PartialSum | None = None
+    _session_epoch: int = -1
+
+    @property
+    def data_members(self) -> tuple[int, ...]:
+        """Return the numbers of the data parties that take part."""
+        count = self.rank.public.job.parties.count
+        return tuple(number for number in self.connection.members if number < count)
+
+    def session_for(self, spans: tuple[Span, ...]) -> PartialSum:
+        """Return the session for some coordinates, opened over the present members if need be.
+
+        All of them call it together, with the same coordinates.
+
+        Raises:
+            PartyLost: a member was lost meanwhile; nothing of a vector was sent.
+        """
+        epoch = self.connection.view.epoch
+        if self.session is not None and (self._session_epoch, self.session.spans) == (epoch, spans):
+            return self.session
+        self.close_session()
+        job = self.rank.public.job
+        settings = replace(
+            sum_settings(self.rank.public, f"{self.connection.view.run_id}-{epoch}"),
+            dim=sum(stop - start for start, stop in spans),
+        )
+        if settings.custody is Custody.THRESHOLD:
+            # Of the key, whose shares were dealt to all; not of those who are left.
+            threshold = resolve_threshold(job.aggregation.threshold, job.parties.count)
+            settings = replace(settings, threshold=threshold)
+        secure = open_sum(self.rank.open_backend, self.connection.transport, settings)
+        self.session, self._session_epoch = PartialSum(secure, spans), epoch
+        self._keep_share(secure)
+        return self.session
+
+    def take(self, session: PartialSum, part: slice, values: IntVector, attempt: int) -> None:
+        """Take what was opened of an attempt: values of a part of the session's vectors."""
+        progress, at = self.progress, 0
+        for start, stop in session.places(part):
+            piece, at = values[at : at + stop - start], at + stop - start
+            progress.opened.add(Piece((start, stop), attempt, piece))
+            digest = opened_digest(piece)
+            self.attempts.open(progress.round_id, attempt, [(start, stop)], digest)
+
+    def salvage(self, attempt: int) -> None:
+        """Keep what this party knows of a sum that broke off."""
+        if self.session is None:
+            return
+        secure = self.session.secure
+        found = salvage_of(secure)
+        self.progress.blind = found is None
+        if found is None or self.rank.party is None:
+            return
+        self.progress.product = found.product
+        for number, values in found.known.items():
+            self.take(self.session, found.parts[number], values, attempt)
+
+    def close_session(self) -> None:
+        """Close the session, if one is open; what it knows must have been salvaged."""
+        session, self.session = self.session, None
+        if session is not None:
+            # After a loss a thread of it may end with an error that was told already.
+            with suppress(MpcflError):
+                session.secure.close()
+
+    def appoint_recorder(self) -> None:
+        """Let the lowest data party write the folder, if nobody who takes part does so yet."""
+        if self.recorder is None and self.connection.number == min(self.data_members):
+            self.recorder = self.make_recorder(self.progress.round_id)
+
+    def _keep_share(self, secure: SecureSum) -> None:
+        """Keep a key share that was dealt for this run: fewer parties go on with it."""
+        held = getattr(backend_of(secure), "held_share", lambda: None)()
+        if held is not None and not isinstance(self.rank.open_backend, partial):
+            with_share: Any = self.rank.open_backend
+            self.rank.open_backend = partial(with_share, held=held)

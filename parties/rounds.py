@@ -1,0 +1,127 @@
+"""All rounds of a run at one rank, whatever happens to other parties meanwhile.
+
+A loss never ends a round by itself: the survivors agree on who they are, share what any of them
+knows of the round's sum, and ask again for what nobody knows, as far as the plan's `max_dropout`
+and `spare_attempts` go. Where they don't, the run stops with the names of those who are missing.
+"""
+
+from __future__ import annotations
+
+from mpcfl.errors import PartyLost, QuorumLost
+from mpcfl.net.wire import Format, Kind
+from mpcfl.parties.data_party import agree_on_model, open_product, play_round
+from mpcfl.parties.holdings import share_holdings
+from mpcfl.parties.progress import Run
+from mpcfl.report.run_record import is_complete
+
+_GOODBYE = Format(Kind.GOODBYE)
+
+
+def take_part(run: Run) -> str | None:
+    """Take part in every round that is left, or in as many as the budget allows.
+
+    Returns:
+        Why the run stopped before its last round, or None.
+
+    Raises:
+        QuorumLost: too few parties are left to open a sum; names those who are missing.
+        MpcflError: the run can't go on.
+    """
+    _sign_first_view(run)
+    rounds = run.rank.public.job.training.rounds
+    while run.progress.round_id < rounds:
+        try:
+            stop = play_round(run)
+        except QuorumLost:
+            raise
+        except PartyLost as lost:
+            _recover(run, lost)
+            continue
+        if stop is not None:
+            return stop
+    return None
+
+
+def _sign_first_view(run: Run) -> None:
+    """Sign who takes part from the beginning; who is lost in here is lost as in a round."""
+    if run.rank.party is not None:
+        run.attempts.view(0, run.data_members, run.connection.view.digest)
+    try:
+        with run.progress.meter.stage("view"):
+            run.connection.confirm()
+    except QuorumLost:
+        raise
+    except PartyLost as lost:
+        _recover(run, lost)
+
+
+def finish(run: Run, stopped: str | None) -> None:
+    """Agree on the model, write it down, and leave together.
+
+    Raises:
+        QuorumLost: too few parties are left, and the folder is not complete.
+        MpcflError: the models differ, or the folder can't be written.
+    """
+    while True:
+        try:
+            _finish(run, stopped)
+        except QuorumLost:
+            raise
+        except PartyLost as lost:
+            try:
+                _recover(run, lost)
+            except QuorumLost:
+                # Who writes the folder leaves once it is complete, whoever died meanwhile.
+                if run.recorder is not None or not is_complete(run.folder.run_json):
+                    raise
+                return
+            continue
+        return
+
+
+def _finish(run: Run, stopped: str | None) -> None:
+    transport = run.connection.transport
+    with run.progress.meter.stage("finish"):
+        digest = agree_on_model(run.rank, transport, run.connection.names)
+        if run.recorder is not None:
+            run.recorder.finish(digest, stopped)
+        try:
+            # Whoever hears from the one that writes the folder knows it to be complete.
+            for message in transport.allgather(_GOODBYE.encode()):
+                _GOODBYE.decode(message)
+        except PartyLost:
+            if run.recorder is None and not is_complete(run.folder.run_json):
+                raise
+
+
+def _recover(run: Run, lost: PartyLost) -> None:
+    """Go on with those who are left, all of them knowing what any of them knows."""
+    progress, parties = run.progress, run.rank.public.job.parties
+    where = f" (stage {progress.meter.current} of round {progress.round_id + 1})"
+    if parties.max_dropout == 0:
+        raise QuorumLost(str(lost) + where, lost.ranks) from lost
+    while True:
+        try:
+            gone = run.connection.recover(lost)
+            _note_loss(run, gone)
+            if share_holdings(run):
+                open_product(run)
+        except QuorumLost as error:
+            raise type(error)(str(error) + where, error.ranks) from error
+        except PartyLost as again:
+            lost = again
+            continue
+        return
+
+
+def _note_loss(run: Run, gone: tuple[int, ...]) -> None:
+    """Write down who is left, and see to it that one of them writes the run's folder."""
+    view, names = run.connection.view, run.rank.names
+    lost = tuple(names[number] for number in gone)
+    run.progress.lost += lost
+    if run.rank.party is not None:
+        run.attempts.view(view.epoch, run.data_members, view.digest)
+    run.appoint_recorder()
+    if run.recorder is not None:
+        left = tuple(names[number] for number in run.data_members)
+        run.recorder.after_loss(run.progress.round_id, lost, left)
