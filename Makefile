@@ -10,14 +10,14 @@ CRYPTEN := $(shell grep '^crypten==' constraints.txt)
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench-smoke clean
+.PHONY: help setup demo test chaos check format bench-smoke clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## make .venv with every extra and all tools; nothing to do if nothing changed
 
-$(STAMP): pyproject.toml constraints.txt Makefile mpcfl/hazmat/ifma.c
+$(STAMP): pyproject.toml constraints.txt Makefile mpcfl/hazmat/dot.c mpcfl/hazmat/ifma.c
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mpcfl needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	@# torch first, and pinned: other packages would pull its newest GPU build.
@@ -41,6 +41,10 @@ test: setup ## run all tests and measure branch coverage
 	test $$with_mpi -eq 0 -a $$without -eq 0
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+chaos: setup ## kill every party at every point under every backend, and at random times: an hour
+	@# In pieces: make chaos CHAOS="--only ring", then CHAOS=--resume.
+	$(BIN)/python tests/mpi/chaos.py $(CHAOS)
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .

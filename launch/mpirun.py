@@ -28,6 +28,9 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 # A failed job gets this long to end by itself before its processes are killed.
 _GRACE_S = 3.0
 _STDERR_LINES = 200
+_LOOK_S = 0.02
+# A second in all: a process may be stopped for a moment.
+_STOPPED_LOOKS = 50
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # From <sys/prctl.h>: the signal that a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
@@ -82,6 +85,7 @@ def supervise(
     timeout_s: float | None = None,
     failed: threading.Event | None = None,
     done: threading.Event | None = None,
+    left: threading.Event | None = None,
 ) -> Outcome:
     """Run a command in a session of its own; hand on its output; end all of it.
 
@@ -90,6 +94,8 @@ def supervise(
         on_line: called with every line of standard output.
         timeout_s: the job is killed after this many seconds.
         failed: once set, the job has a few seconds to end by itself.
+        left: once set, somebody has left, and a job of which nobody but stopped processes is there
+            is ended: they would never end by themselves.
         done: the same, for a job that came to its end: a rank that stopped would keep it.
 
     Raises:
@@ -119,7 +125,7 @@ def supervise(
             reader.start()
         try:
             told = [event for event in (failed, done, drain.broken) if event is not None]
-            timed_out = not _wait(process, timeout_s, told)
+            timed_out = not _wait(process, timeout_s, told, left or threading.Event())
         finally:
             with _signals_held():
                 _end_session(process)
@@ -173,7 +179,10 @@ def _signals_held() -> Iterator[None]:
 
 
 def _wait(
-    process: subprocess.Popen[str], timeout_s: float | None, over: Sequence[threading.Event]
+    process: subprocess.Popen[str],
+    timeout_s: float | None,
+    over: Sequence[threading.Event],
+    left: threading.Event,
 ) -> bool:
     """Return True if the process ended by itself, or soon after it was told to be over."""
     end = math.inf if timeout_s is None else time.monotonic() + timeout_s
@@ -181,9 +190,23 @@ def _wait(
     while process.poll() is None:
         if not told and any(event.is_set() for event in over):
             told, end = True, min(end, time.monotonic() + _GRACE_S)
-        if time.monotonic() > end:
+        if time.monotonic() > end or (left.is_set() and _is_stopped(process.pid)):
             return False
-        time.sleep(0.02)
+        time.sleep(_LOOK_S)
+    return True
+
+
+def _is_stopped(session: int) -> bool:
+    """Tell whether all processes of a session but its first are stopped, now and soon after."""
+
+    def states() -> list[str]:
+        return [state for pid, state in _session_states(session) if pid != session]
+
+    for _ in range(_STOPPED_LOOKS):
+        seen = states()
+        if not seen or any(state != "T" for state in seen):
+            return False
+        time.sleep(_LOOK_S)
     return True
 
 
@@ -204,6 +227,11 @@ def _end_session(process: subprocess.Popen[str]) -> None:
 
 
 def _session_members(session: int) -> list[int]:
+    return [pid for pid, _ in _session_states(session)]
+
+
+def _session_states(session: int) -> list[tuple[int, str]]:
+    """Return the living processes of a session, with the letter of their state."""
     members = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -212,5 +240,5 @@ def _session_members(session: int) -> list[int]:
         except OSError:
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            members.append(int(entry.parent.name))
+            members.append((int(entry.parent.name), fields[0]))
     return members

@@ -77,7 +77,8 @@ def run(options: RunOptions) -> None:
     command = compose(job.n_ranks - len(options.without), _program(options, out))
     console.print(shlex.join(command), highlight=False, markup=False, soft_wrap=True)
     failures: list[Failed] = []
-    failed, began, ended = threading.Event(), threading.Event(), threading.Event()
+    failed, left = threading.Event(), threading.Event()
+    began, ended = threading.Event(), threading.Event()
     with live_view(console) as show:
 
         def on_line(line: str) -> None:
@@ -86,7 +87,9 @@ def run(options: RunOptions) -> None:
                 sys.stderr.write(line + "\n")
             elif isinstance(event, Failed):
                 failures.append(event)
-                failed.set()
+                if event.alone:
+                    sys.stderr.write(f"{event.line()}\n")
+                (left if event.alone else failed).set()
             else:
                 show(event)
                 if isinstance(event, Started):
@@ -94,7 +97,7 @@ def run(options: RunOptions) -> None:
                 if isinstance(event, Ended):
                     ended.set()
 
-        outcome = supervise(command, on_line, failed=failed, done=ended)
+        outcome = supervise(command, on_line, failed=failed, done=ended, left=left)
     if options.debug and outcome.exit_code:
         sys.stderr.write("\n".join(outcome.stderr_tail) + "\n")
     remedy = _resume_command(options, out) if began.is_set() else None
@@ -126,7 +129,8 @@ def _parse(line: str) -> Event | None:
 
 
 def _resume_command(options: RunOptions, out: Path) -> str:
-    return shlex.join(["mpcfl", "run", "--resume", str(out), *_private_options(options)])
+    insecure = ["--insecure"] if options.insecure else []
+    return shlex.join(["mpcfl", "run", "--resume", str(out), *_private_options(options), *insecure])
 
 
 def _private_options(options: RunOptions) -> list[str]:
@@ -148,10 +152,11 @@ def _raise_failure(
     """
     # A run that began has a checkpoint; one that was refused has another remedy.
     remedy = "" if resume is None else f"; continue it with: {resume}"
+    if ended and all(failure.alone for failure in failures):
+        return
     if failures:
         raise MpcflError(failures[0].message + remedy)
-    if not ended:
-        raise PartyLost(
-            f"the run ended with exit code {outcome.exit_code} and no reason given; add --debug "
-            f"to see what MPI and the parties wrote{remedy}"
-        )
+    raise PartyLost(
+        f"the run ended with exit code {outcome.exit_code} and no reason given; add --debug "
+        f"to see what MPI and the parties wrote{remedy}"
+    )

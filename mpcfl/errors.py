@@ -26,6 +26,8 @@ a secret, a share, a key or a value of one party.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class MpcflError(Exception):
     """Base of all errors raised by mpcfl; ``str(error)`` is one sentence for the user."""
@@ -136,6 +138,12 @@ class PartyLost(MpcflError):
     def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.ranks = ranks
+
+
+def were_lost(names: Iterable[str]) -> str:
+    """Return the beginning of a sentence about parties that were lost."""
+    listed = list(names)
+    return f"{', '.join(listed)} {'was' if len(listed) == 1 else 'were'} lost"
 
 
 class QuorumLost(PartyLost):

@@ -13,6 +13,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -28,6 +29,7 @@ from mpcfl.errors import (
     MpcflError,
     PartyLost,
     PartyNotReady,
+    ProtocolError,
     TranscriptMismatch,
 )
 from mpcfl.net.mpi import MpiTransport
@@ -45,31 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     transport = MpiTransport(MPI.COMM_WORLD)
     tell = _tell_json if "--events" in arguments else _tell_text
-    debug = "--debug" in arguments
     try:
         options = _parser().parse_args(arguments)
-    except ConfigError as error:
-        _abort(tell, str(error), debug)
-    options.host = MPI.Get_processor_name()
-    # Open MPI says how many ranks it started on this host; elsewhere, names of hosts tell.
-    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
-    options.is_spread = local.isdecimal() and int(local) < transport.n_ranks
-    try:
+        options.host = MPI.Get_processor_name()
+        # Open MPI says how many ranks it started on this host; elsewhere, names of hosts tell.
+        local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
+        options.is_spread = local.isdecimal() and int(local) < transport.n_ranks
         end = run_rank(options, transport, tell)
-    except LeftOut as error:
-        _leave_alone(str(error))
     except (PartyNotReady, TranscriptMismatch) as error:
         if transport.rank == 0:
             tell(Failed(str(error)))
         return _EXIT_ERROR
-    except PartyLost as error:
-        # All ranks see it: the lowest speaks first, and that ends the others.
-        time.sleep(min(_TURN_S * transport.rank, _LONGEST_TURN_S))
-        _abort(tell, str(error), debug)
-    except MpcflError as error:
-        _abort(tell, str(error), debug)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: all of it ends the job
-        _abort(tell, f"{type(error).__name__}; --debug shows where", debug)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: all of it ends this rank
+        if "--debug" in arguments:
+            traceback.print_exc()
+        _stop(transport, tell, error)
     _leave(end)
     return 0
 
@@ -83,10 +75,25 @@ def _tell_text(event: Event) -> None:
     print(event.line(), file=stream, flush=True)
 
 
-def _abort(tell: Callable[[Event], None], message: str, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exc()
-    tell(Failed(message))
+def _stop(transport: MpiTransport, tell: Callable[[Event], None], error: BaseException) -> NoReturn:
+    """Tell why this rank can't go on, and end it so that the others notice within a second.
+
+    With fault tolerance nobody notices that one rank called MPI's Abort, or left by itself; a
+    death by a signal is seen at once. But if all ranks die so, mpirun reports success.
+    """
+    known = isinstance(error, MpcflError)
+    message = str(error) if known else f"{type(error).__name__}; --debug shows where"
+    # What every rank sees ends the run; of anything else the others may go on.
+    alone = isinstance(error, LeftOut) or not isinstance(error, PartyLost | ProtocolError)
+    # The lowest speaks first, and mpirun may hang when ranks abort in the same moment.
+    time.sleep(min(_TURN_S * transport.rank, _LONGEST_TURN_S))
+    tell(Failed(message, alone=alone))
+    sys.stderr.flush()
+    if isinstance(error, LeftOut):
+        os._exit(_EXIT_ERROR)
+    others_are_dead = len(transport.failed_ranks()) == transport.n_ranks - 1
+    if not isinstance(error, PartyLost) and not others_are_dead:
+        os.kill(os.getpid(), signal.SIGKILL)
     MPI.COMM_WORLD.Abort(_EXIT_ERROR)
     sys.exit(_EXIT_ERROR)
 
@@ -103,12 +110,6 @@ def _leave(end: RunEnd) -> None:
         MPI.COMM_WORLD.Abort(0)
     # MPI's own end would have this process meet those who are gone.
     os._exit(0)
-
-
-def _leave_alone(message: str) -> NoReturn:
-    """End this process only: the others have gone on without it, and their run is theirs."""
-    print(f"mpcfl: error: {message}", file=sys.stderr, flush=True)
-    os._exit(_EXIT_ERROR)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mpcfl.errors import PartyLost, QuorumLost
+from mpcfl.errors import ConfigError, LeftOut, PartyLost, QuorumLost
 from mpcfl.net.authenticated import AuthenticatedTransport
 from mpcfl.net.handshake import Authenticated
 from mpcfl.net.identity import Identity
@@ -93,34 +93,47 @@ class Connection:
     @property
     def has_silent(self) -> bool:
         """True if somebody was left out who may not be dead: MPI would wait for it at the end."""
-        seats = range(len(self._carrier.numbers))
-        out = [seat for seat in seats if seat not in self._membership.members]
-        return any(not self._carrier.port.is_dead(seat) for seat in out)
+        return bool(self._silent())
 
-    def recover(self, lost: PartyLost) -> tuple[int, ...]:
+    @property
+    def has_lost(self) -> bool:
+        """True if anybody is gone by now, left out or not."""
+        dead = any(self._carrier.port.is_dead(seat) for seat in range(len(self._carrier.numbers)))
+        return dead or len(self._membership.members) < len(self._carrier.numbers)
+
+    def require_own_place(self) -> None:
+        """Refuse to go on if the others have gone on without this party.
+
+        Raises:
+            LeftOut: they have.
+        """
+        self._membership.require_own_place()
+
+    def hurry(self) -> None:
+        """Ask nobody for long any more: all work is done, and others may have left."""
+        self._membership.hurry()
+
+    def recover(self, lost: PartyLost) -> None:
         """Go on with those who are left; all of them call it together, each for its own reason.
+
+        Where all answer, and only time or messages were lost, nobody is left out.
 
         Args:
             lost: what told this party of the loss.
 
-        Returns:
-            The numbers of those who were lost.
-
         Raises:
-            QuorumLost: too few are left, or all are there and only messages were lost; or the
-                others went on without this party.
+            QuorumLost: too few are left.
+            LeftOut: the others have gone on without this party, or may do so.
             PartyLost: another party was lost meanwhile; call this again with it.
             AuthenticationError: a member did not sign the view.
         """
         doubted = [self._membership.members[place] for place in lost.ranks]
-        gone = self._membership.agree(doubted)
-        if not gone:
-            raise QuorumLost(str(lost), lost.ranks) from lost
-        self._carrier.require_quorum(self.members)
+        self._membership.agree(doubted)
+        self._require_quorum()
         self._follow()
         public_keys = [self._agreed.public_keys[seat] for seat in self._membership.members]
         confirm_view(self.transport, self.view, self._identity, public_keys)
-        return tuple(self._carrier.numbers[seat] for seat in gone)
+        self._membership.settle()
 
     def confirm(self) -> None:
         """Sign the first view; all parties call it together, once, before the first round."""
@@ -131,6 +144,24 @@ class Connection:
         self._membership.close()
         self.transport.close()
         self._agreed.secrets.forget()
+
+    def _silent(self) -> tuple[int, ...]:
+        """Return the numbers of those who were left out and may not be dead."""
+        seats = range(len(self._carrier.numbers))
+        out = [seat for seat in seats if seat not in self._membership.members]
+        silent = (seat for seat in out if not self._carrier.port.is_dead(seat))
+        return tuple(self._carrier.numbers[seat] for seat in silent)
+
+    def _require_quorum(self) -> None:
+        """Refuse to go on with too few; quietly, where the others may be enough by themselves."""
+        try:
+            self._carrier.require_quorum(self.members)
+        except QuorumLost as error:
+            try:
+                self._carrier.require_quorum(self._silent())
+            except (QuorumLost, ConfigError):
+                raise error from None
+            raise LeftOut(str(error), error.ranks) from error
 
     def _follow(self) -> None:
         left, epoch = self._membership.members, self._membership.epoch

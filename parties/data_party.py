@@ -21,6 +21,7 @@ from mpcfl.errors import (
     PartyLost,
     QuorumLost,
     TranscriptMismatch,
+    were_lost,
 )
 from mpcfl.learn.model import model_digest
 from mpcfl.net.roster import agree_to_go_on, check_in
@@ -120,13 +121,13 @@ def settle(run: Run) -> None:
             _commit(run)
         run.attempts.settle(round_id)
     before = rank.bytes_before
-    totals = Totals(*_bytes_since(transport, before), _own_epsilon(rank))
+    totals = Totals(*_bytes_since(transport, before))
     parties, caught_up = run.data_members, progress.caught_up
     progress.advance(transport.meter)
     try:
         if not caught_up:
             with meter.stage("agree"):
-                totals = agree_on_totals(transport, before, rank)
+                totals = agree_on_totals(transport, run.connection.members, before, rank)
     finally:
         rank.bytes_before = bytes_so_far(transport)
         if run.recorder is not None:
@@ -233,8 +234,8 @@ def _why_stopped(run: Run, objection: str) -> str:
     if not run.progress.lost:
         return objection
     raise QuorumLost(
-        f"{', '.join(run.progress.lost)} was lost in round {run.progress.round_id + 1}, and there "
-        f"is no attempt to spare: {objection}; plan for it with privacy.spare_attempts"
+        f"{were_lost(run.progress.lost)} in round {run.progress.round_id + 1}, and there is no "
+        f"attempt to spare: {objection}; plan for it with privacy.spare_attempts"
     )
 
 
@@ -255,7 +256,9 @@ def bytes_so_far(transport: Transport) -> tuple[int, int]:
     return transport.meter.bytes_sent, transport.meter.bytes_received
 
 
-def agree_on_totals(transport: Transport, before: tuple[int, int], rank: Rank) -> Totals:
+def agree_on_totals(
+    transport: Transport, members: Sequence[int], before: tuple[int, int], rank: Rank
+) -> Totals:
     """Add up what all ranks sent since ``before``, and hear what each ledger has spent.
 
     Bytes are a function of the protocol, and epsilons of the plan and of failed attempts: neither
@@ -268,18 +271,14 @@ def agree_on_totals(transport: Transport, before: tuple[int, int], rank: Rank) -
     return Totals(
         bytes_sent=sum(words["sent"] for words in totals),
         bytes_received=sum(words["received"] for words in totals),
-        epsilons=tuple(
-            words["epsilon"]
-            for words in totals
+        epsilons={
+            number: words["epsilon"]
+            for number, words in zip(members, totals, strict=True)
             if words["epsilon"] is not None and not math.isnan(words["epsilon"])
-        ),
+        },
     )
 
 
 def _bytes_since(transport: Transport, before: tuple[int, int]) -> tuple[int, int]:
     sent, received = bytes_so_far(transport)
     return sent - before[0], received - before[1]
-
-
-def _own_epsilon(rank: Rank) -> tuple[float, ...]:
-    return () if rank.ledger is None else (rank.ledger.epsilon(),)

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from mpcfl.errors import were_lost
 from mpcfl.report.units import bytes_text
 
 
@@ -88,8 +89,8 @@ class Lost:
     def line(self) -> str:
         """Return the event as text."""
         return (
-            f"{', '.join(self.lost)} was lost in round {self.round}; {len(self.left)} parties go "
-            f"on: {', '.join(self.left)}"
+            f"{were_lost(self.lost)} in round {self.round}; {len(self.left)} parties go on: "
+            f"{', '.join(self.left)}"
         )
 
 
@@ -136,11 +137,17 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The run can't go on."""
+    """The run can't go on; or, ``alone``, one party of it can't, and the others may.
+
+    Attributes:
+        message: one sentence.
+        alone: only the party that tells it stops.
+    """
 
     kind: ClassVar[str] = "failed"
     message: str
     details: str = ""
+    alone: bool = False
 
     def line(self) -> str:
         """Return the event as text."""

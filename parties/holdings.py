@@ -85,7 +85,8 @@ def share_holdings(run: Run) -> bool:
         run.progress.step_to(target)
     _hand_over(run, statements, wanted, behind)
     lacking = [statements[place] for place in behind]
-    for one in stated:
+    # An aggregator, which has no ledger to write, may have counted on before the others.
+    for one in statements:
         run.rank.note_attempt(one.round_id, one.next_attempt)
     if is_known:
         ahead = any(one.round_id > target for one in statements)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
@@ -13,7 +14,14 @@ from pathlib import Path
 from mpcfl import __version__
 from mpcfl.config import Job
 from mpcfl.dp.attempts import AttemptLog
-from mpcfl.errors import ConfigError, MpcflError, PartyNotReady
+from mpcfl.errors import (
+    ConfigError,
+    LeftOut,
+    MpcflError,
+    PartyNotReady,
+    ProtocolError,
+    TranscriptMismatch,
+)
 from mpcfl.learn.model import model_digest
 from mpcfl.net.handshake import HandshakeContext, authenticate
 from mpcfl.net.meter import Meter
@@ -40,6 +48,13 @@ from mpcfl.secagg.registry import packages_of
 
 # MPI's longest name of a host.
 _HOST_BYTES = 256
+# Seconds; longer than it takes to tell one's reason.
+_REFUSER_FIRST_S = 1.5
+_SEVERAL_HOSTS = ConfigError(
+    "the parties run on more than one host and would not know each other; give each its party file "
+    "(--party or --party-files, see docs/parties.md), or add --insecure where nobody can reach the "
+    "network between them"
+)
 _HOST = Format(Kind.HOST, name=text(_HOST_BYTES))
 # As the file system has it, which may be no text; longer than any system takes.
 _FOLDER = Format(Kind.FOLDER, path=blob(1 << 16))
@@ -78,8 +93,8 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
             open_ledgers(rank, connection, folder)
             _agree_on_beginning(rank, folder, connection)
             _run_rounds(rank, folder, connection, tell)
-            has_lost = connection.view.epoch > 0
-            return RunEnd(connection.transport.rank, has_lost, connection.has_silent)
+            place = connection.transport.rank
+            return RunEnd(place, connection.has_lost, connection.has_silent)
         finally:
             if lock is not None:
                 lock.close()
@@ -94,8 +109,12 @@ def _run_rounds(
         stopped = take_part(run)
         finish(run, stopped)
     except MpcflError as error:
-        if run.recorder is not None:
+        # Whose place another has taken leaves the folder to that one.
+        if run.recorder is not None and not isinstance(error, LeftOut):
             run.recorder.fail(str(error))
+        if isinstance(error, PartyNotReady | TranscriptMismatch):
+            # Not all ranks need have seen it, as they all do before the first round.
+            raise ProtocolError(str(error)) from error
         raise
     finally:
         if rank.party is not None:
@@ -118,7 +137,7 @@ def _begin(
         folder=folder,
         attempts=AttemptLog(transcript, connection.number),
         progress=Progress(rank.first_round, opened, meter=Meter(parent=connection.transport.meter)),
-        make_recorder=lambda round_id: Recorder(rank, folder, tell, round_id),
+        make_recorder=lambda start: Recorder(rank, folder, tell, start),
     )
     run.appoint_recorder()
     return run
@@ -169,19 +188,22 @@ def _connect(
     identity, pins = _present(credentials)
     told = transport.allgather(_HOST.encode(name=cut(options.host, _HOST_BYTES)))
     hosts = {_HOST.decode(host, name)["name"] for host, name in zip(told, names, strict=True)}
-    if pins is None and not options.insecure and (len(hosts) > 1 or options.is_spread):
-        raise PartyNotReady(
-            "the parties run on more than one host and would not know each other; give each its "
-            "party file (--party or --party-files, see docs/parties.md), or add --insecure where "
-            "nobody can reach the network between them",
-            0,
-        )
+    is_spread = options.is_spread or len(hosts) > 1
+    refused = is_spread and pins is None and not options.insecure
+    check_in(transport, names, {}, _SEVERAL_HOSTS if refused else None)
     context = HandshakeContext(
         job.digest().hex(),
         names,
-        tuple(library_versions(packages_of(job.aggregation.backend)).split()),
+        (f"mpcfl=={__version__}", *library_versions(packages_of(job.aggregation.backend)).split()),
     )
-    agreed = authenticate(transport, identity, pins, context)
+    try:
+        agreed = authenticate(transport, identity, pins, context)
+    except PartyNotReady as error:
+        # Who refuses knows why, and is to be heard first.
+        time.sleep(_REFUSER_FIRST_S)
+        raise ProtocolError(str(error)) from error
+    except TranscriptMismatch as error:
+        raise MpcflError(str(error)) from error
     carrier = Carrier(transport, transport.port(), numbers, lambda left: require_quorum(job, left))
     return Connection(carrier, identity, agreed)
 

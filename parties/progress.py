@@ -13,16 +13,19 @@ from mpcfl.dp.attempts import AttemptLog, opened_digest
 from mpcfl.dp.ledger import Charge, Ledger, Token
 from mpcfl.errors import MpcflError
 from mpcfl.net.meter import Meter
+from mpcfl.net.wire import Format, Kind, text
 from mpcfl.parties.connection import Connection
-from mpcfl.parties.recorder import Recorder
+from mpcfl.parties.recorder import Recorder, RecorderStart
 from mpcfl.parties.setup import Rank
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.round import sum_settings
-from mpcfl.secagg.base import IntVector, SecureSum
+from mpcfl.secagg.base import BackendFactory, IntVector, SumSettings
 from mpcfl.secagg.custody import resolve_threshold
 from mpcfl.secagg.opened_sum import OpenedSum, PartialSum, Piece, Span
 from mpcfl.secagg.opening import backend_of, open_sum
 from mpcfl.secagg.salvage import UnopenedProduct, salvage_of
+
+_KEY_HELD = Format(Kind.KEY_HELD, key=text(64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Progress:
         reserved: the charge of the attempt that is under way or was last.
         blind: True once a sum broke off of which this party can't tell what it knows.
         product: the sum that lies encrypted here since it broke off, if there is one.
+        false_alarms: how often all were still there after an alarm.
         caught_up: others were through with this round, its totals included, before this party.
         lost: names of those who were lost in this round.
         meter: of this round.
@@ -56,6 +60,7 @@ class Progress:
     reserved: Reserved | None = None
     blind: bool = False
     product: UnopenedProduct | None = None
+    false_alarms: int = 0
     caught_up: bool = False
     lost: tuple[str, ...] = ()
     meter: Meter = field(default_factory=Meter)
@@ -69,7 +74,7 @@ class Progress:
         self.round_id += 1
         self.previous, self.opened = self.opened, OpenedSum(self.opened.dim)
         self.reserved, self.blind, self.product, self.lost = None, False, None, ()
-        self.caught_up = False
+        self.false_alarms, self.caught_up = 0, False
         self.meter = Meter(parent=parent)
 
 
@@ -83,9 +88,10 @@ class Run:
         folder: of the run's results.
         attempts: guards and notes this party's attempts.
         progress: how far it is.
-        make_recorder: makes what writes the folder, from a round on.
+        make_recorder: makes what writes the folder.
         recorder: writes the run's folder; at one party only.
         session: the open session of sums, and the coordinates that it is for.
+        dealt: this party's share of a key that was dealt for this run; secret. None without one.
     """
 
     rank: Rank
@@ -93,9 +99,10 @@ class Run:
     folder: RunFolder
     attempts: AttemptLog
     progress: Progress
-    make_recorder: Callable[[int], Recorder]
+    make_recorder: Callable[[RecorderStart], Recorder]
     recorder: Recorder | None = None
     session: PartialSum | None = None
+    dealt: Any = None
     _session_epoch: int = -1
 
     @property
@@ -125,10 +132,26 @@ class Run:
             # Of the key, whose shares were dealt to all; not of those who are left.
             threshold = resolve_threshold(job.aggregation.threshold, job.parties.count)
             settings = replace(settings, threshold=threshold)
-        secure = open_sum(self.rank.open_backend, self.connection.transport, settings)
+        secure = open_sum(self._factory(settings), self.connection.transport, settings)
         self.session, self._session_epoch = PartialSum(secure, spans), epoch
-        self._keep_share(secure)
+        self.dealt = getattr(backend_of(secure), "held_share", lambda: None)()
         return self.session
+
+    def _factory(self, settings: SumSettings) -> BackendFactory:
+        """Return what opens the backend: with the key shares that were dealt before, if all have.
+
+        A loss while a session opened may have left some of them without.
+        """
+        open_backend: Any = self.rank.open_backend
+        if settings.custody is not Custody.THRESHOLD or self.rank.key:
+            return self.rank.open_backend
+        own = "" if self.dealt is None else self.dealt.share.key.fingerprint
+        stated = self.connection.transport.allgather(_KEY_HELD.encode(key=own))
+        keys = {_KEY_HELD.decode(message)["key"] for message in stated}
+        if keys != {own} or not own:
+            return self.rank.open_backend
+        with_shares: BackendFactory = partial(open_backend, held=self.dealt)
+        return with_shares
 
     def take(self, session: PartialSum, part: slice, values: IntVector, attempt: int) -> None:
         """Take what was opened of an attempt: values of a part of the session's vectors."""
@@ -163,11 +186,12 @@ class Run:
     def appoint_recorder(self) -> None:
         """Let the lowest data party write the folder, if nobody who takes part does so yet."""
         if self.recorder is None and self.connection.number == min(self.data_members):
-            self.recorder = self.make_recorder(self.progress.round_id)
-
-    def _keep_share(self, secure: SecureSum) -> None:
-        """Keep a key share that was dealt for this run: fewer parties go on with it."""
-        held = getattr(backend_of(secure), "held_share", lambda: None)()
-        if held is not None and not isinstance(self.rank.open_backend, partial):
-            with_share: Any = self.rank.open_backend
-            self.rank.open_backend = partial(with_share, held=held)
+            previous = self.progress.previous
+            everybody = tuple(range(self.rank.public.job.parties.count))
+            start = RecorderStart(
+                next_round=self.progress.round_id,
+                last_parties=everybody if previous is None else previous.widest_roster,
+                require_own_place=self.connection.require_own_place,
+                has_lost=len(self.data_members) < len(everybody),
+            )
+            self.recorder = self.make_recorder(start)

@@ -9,13 +9,15 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 
 from mpcfl import __version__
 from mpcfl.config import Unit
 from mpcfl.dp.plan import View
+from mpcfl.errors import ConfigError
 from mpcfl.learn.evaluate import evaluate
 from mpcfl.net.meter import Meter
 from mpcfl.parties.events import Ended, Event, Lost, RoundDone, Started, Stopped
@@ -45,12 +47,30 @@ class Totals:
     Attributes:
         bytes_sent: payload at the transport, of all ranks.
         bytes_received: the same, received.
-        epsilons: spent so far by each data party's ledger, in rank order; empty without privacy.
+        epsilons: spent so far by the ledger of each data party that takes part, by number; empty
+            without privacy.
     """
 
     bytes_sent: int
     bytes_received: int
-    epsilons: tuple[float, ...] = ()
+    epsilons: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderStart:
+    """Where a recorder begins, or takes over.
+
+    Attributes:
+        next_round: the round that comes next; of those before it there are records.
+        last_parties: numbers of the data parties in the sum of the round before it.
+        require_own_place: raises `LeftOut` if another party writes by now.
+        has_lost: some data party is not there.
+    """
+
+    next_round: int
+    last_parties: tuple[int, ...]
+    require_own_place: Callable[[], None] = lambda: None
+    has_lost: bool = False
 
 
 class Recorder:
@@ -60,20 +80,24 @@ class Recorder:
         rank: this one.
         folder: of the run.
         tell: takes what people are told.
-        next_round: the round that comes next; of those before it there are records.
+        start: where it begins.
     """
 
     def __init__(
-        self, rank: Rank, folder: RunFolder, tell: Callable[[Event], None], next_round: int
+        self, rank: Rank, folder: RunFolder, tell: Callable[[Event], None], start: RecorderStart
     ) -> None:
-        self._rank, self._folder, self._tell = rank, folder, tell
+        self._rank, self._folder, self._tell, self._start = rank, folder, tell, start
+        next_round = start.next_round
         self._takes_over = next_round > rank.first_round
         self._first_round = next_round
         self._metrics = self._evaluate()
         # Of every party's ledger; this party's own until the first round has told of the others.
-        self._epsilons: tuple[float, ...] = ()
+        self._epsilons: dict[int, float] = {}
         self._rounds = self._rounds_before()
         self._saved_at = -math.inf
+        # Once parties were lost, sums have the noise of fewer.
+        self._has_lost = start.has_lost
+        self._is_finished = False
         if self._takes_over:
             # What is opened next needs a checkpoint of what was before it.
             self.applied(next_round)
@@ -101,10 +125,12 @@ class Recorder:
 
     def applied(self, next_round: int) -> None:
         """Write the checkpoint of a new model, before the round is committed; see `Hooks`."""
+        self._start.require_own_place()
         save_checkpoint(self._folder.checkpoint, self._rank.public, next_round)
 
     def after_loss(self, round_id: int, lost: tuple[str, ...], left: tuple[str, ...]) -> None:
         """Tell that parties were lost and the others go on."""
+        self._has_lost = True
         self._tell(Lost(round=round_id + 1, lost=lost, left=left))
 
     def after_round(
@@ -121,10 +147,11 @@ class Recorder:
         public = self._rank.public
         with meter.stage("evaluate"):
             self._metrics = self._evaluate()
-        self._epsilons = totals.epsilons
+        self._epsilons.update(totals.epsilons)
         record = self._round(round_id, meter.seconds, totals, parties)
         self._rounds.append(record)
-        append_round(self._folder.rounds_jsonl, record)
+        with self._writing():
+            append_round(self._folder.rounds_jsonl, record)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
             self._save(stopped=None)
         self._tell(
@@ -168,8 +195,7 @@ class Recorder:
         rounds = read_rounds(self._folder.rounds_jsonl, last)
         if last > 0 and (not rounds or rounds[-1].round < last):
             # Who wrote them was killed before this record: the model is that round's.
-            everybody = range(self._rank.public.job.parties.count)
-            rounds.append(self._round(last - 1, {}, Totals(0, 0), everybody))
+            rounds.append(self._round(last - 1, {}, Totals(0, 0), self._start.last_parties))
         replace_rounds(self._folder.rounds_jsonl, rounds)
         return rounds
 
@@ -178,16 +204,20 @@ class Recorder:
         self._save(stopped=f"failed: {reason}")
 
     def finish(self, model_sha256: str, stopped: str | None) -> None:
-        """Write the model, the record and the report."""
+        """Write the model, the report and the record, which says that all is there; once."""
         # Only the rank that draws plots loads what draws them.
         from mpcfl.report.html import write_run_report
 
+        if self._is_finished:
+            return
         if stopped is not None:
             self._tell(Stopped(stopped))
-        self._folder.save_model(self._rank.public.model.state_dict())
-        record = self._record(model_sha256, stopped)
-        record.save(self._folder.run_json)
-        write_run_report(record, self._folder.report_html)
+        with self._writing():
+            self._folder.save_model(self._rank.public.model.state_dict())
+            record = self._record(model_sha256, stopped)
+            write_run_report(record, self._folder.report_html)
+            record.save(self._folder.run_json)
+        self._is_finished = True
         self._tell(
             Ended(
                 rounds=len(self._rounds),
@@ -200,8 +230,21 @@ class Recorder:
         )
 
     def _save(self, stopped: str | None) -> None:
-        self._record(model_sha256="", stopped=stopped).save(self._folder.run_json)
+        with self._writing():
+            self._record(model_sha256="", stopped=stopped).save(self._folder.run_json)
         self._saved_at = time.monotonic()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what to do if the disk refuses; nothing that was there before is lost."""
+        self._start.require_own_place()
+        try:
+            yield
+        except OSError as error:
+            path = error.filename or self._folder.path
+            raise ConfigError(
+                f"{path}: can't write: {error.strerror}; free space, then continue with --resume"
+            ) from None
 
     def _evaluate(self) -> dict[str, float | None]:
         """Return the public metrics; None for one that is not finite, as after a divergence."""
@@ -215,11 +258,13 @@ class Recorder:
     def _spent(self) -> float | None:
         """Return the maximum over the parties: their ledgers differ if one was killed alone."""
         ledger = self._rank.ledger
-        return None if ledger is None else max(ledger.epsilon(), *self._epsilons, 0.0)
+        return None if ledger is None else max(ledger.epsilon(), *self._epsilons.values(), 0.0)
 
     def _spent_by_party(self) -> dict[str, float]:
         names = self._rank.public.job.parties.all_names()
-        return dict(zip(names, self._epsilons, strict=False))
+        if self._rank.ledger is not None:
+            self._epsilons[self._rank.number] = self._rank.ledger.epsilon()
+        return {names[number]: epsilon for number, epsilon in sorted(self._epsilons.items())}
 
     def _record(self, model_sha256: str, stopped: str | None) -> RunRecord:
         public = self._rank.public
@@ -246,12 +291,13 @@ class Recorder:
 
         # Every failed attempt is in it: nobody knows which of them somebody opened.
         attempts = 0 if self._rank.ledger is None else self._rank.ledger.charges
+        plan = public.plan
+        is_whole = not self._has_lost and all(len(r.parties) == plan.parties for r in self._rounds)
+        contributors = plan.parties if is_whole else plan.quorum
 
         def view(name: View) -> float | None:
             seen = View.OWN_SHARE if self._rank.view is View.OWN_SHARE else name
-            epsilon = public.plan.epsilon(
-                rounds=attempts, contributors=public.plan.parties, view=seen
-            )
+            epsilon = plan.epsilon(rounds=attempts, contributors=contributors, view=seen)
             return epsilon if math.isfinite(epsilon) else None
 
         return PrivacyRecord(

@@ -15,6 +15,8 @@ from mpcfl.parties.progress import Run
 from mpcfl.report.run_record import is_complete
 
 _GOODBYE = Format(Kind.GOODBYE)
+# How often a round is tried again although everybody is there: then the deadline is too short.
+_MOST_FALSE_ALARMS = 3
 
 
 def take_part(run: Run) -> str | None:
@@ -62,6 +64,7 @@ def finish(run: Run, stopped: str | None) -> None:
         QuorumLost: too few parties are left, and the folder is not complete.
         MpcflError: the models differ, or the folder can't be written.
     """
+    run.connection.hurry()
     while True:
         try:
             _finish(run, stopped)
@@ -71,8 +74,8 @@ def finish(run: Run, stopped: str | None) -> None:
             try:
                 _recover(run, lost)
             except QuorumLost:
-                # Who writes the folder leaves once it is complete, whoever died meanwhile.
-                if run.recorder is not None or not is_complete(run.folder.run_json):
+                # All else is done: whoever died meanwhile, or has left, changes nothing.
+                if not is_complete(run.folder.run_json):
                     raise
                 return
             continue
@@ -85,24 +88,26 @@ def _finish(run: Run, stopped: str | None) -> None:
         digest = agree_on_model(run.rank, transport, run.connection.names)
         if run.recorder is not None:
             run.recorder.finish(digest, stopped)
-        try:
-            # Whoever hears from the one that writes the folder knows it to be complete.
-            for message in transport.allgather(_GOODBYE.encode()):
-                _GOODBYE.decode(message)
-        except PartyLost:
-            if run.recorder is None and not is_complete(run.folder.run_json):
-                raise
+        # Whoever hears from the one that writes the folder knows it to be complete.
+        for message in transport.allgather(_GOODBYE.encode()):
+            _GOODBYE.decode(message)
 
 
 def _recover(run: Run, lost: PartyLost) -> None:
     """Go on with those who are left, all of them knowing what any of them knows."""
     progress, parties = run.progress, run.rank.public.job.parties
-    where = f" (stage {progress.meter.current} of round {progress.round_id + 1})"
+    stage = f"in stage {progress.meter.current}" if progress.meter.current else "between stages"
+    where = f" ({stage} of round {progress.round_id + 1})"
     if parties.max_dropout == 0:
         raise QuorumLost(str(lost) + where, lost.ranks) from lost
+    before = run.connection.members
     while True:
         try:
-            gone = run.connection.recover(lost)
+            run.connection.recover(lost)
+            gone = tuple(number for number in before if number not in run.connection.members)
+            progress.false_alarms += not gone
+            if progress.false_alarms > _MOST_FALSE_ALARMS:
+                raise QuorumLost(str(lost), lost.ranks)
             _note_loss(run, gone)
             if share_holdings(run):
                 open_product(run)
@@ -122,6 +127,6 @@ def _note_loss(run: Run, gone: tuple[int, ...]) -> None:
     if run.rank.party is not None:
         run.attempts.view(view.epoch, run.data_members, view.digest)
     run.appoint_recorder()
-    if run.recorder is not None:
+    if run.recorder is not None and lost:
         left = tuple(names[number] for number in run.data_members)
         run.recorder.after_loss(run.progress.round_id, lost, left)

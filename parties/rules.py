@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from mpcfl.config import PAILLIER_BACKENDS, Custody, Job, Unit
-from mpcfl.errors import ConfigError, QuorumLost
+from mpcfl.errors import ConfigError, QuorumLost, were_lost
 from mpcfl.secagg.custody import check_custody, check_holder
 from mpcfl.secagg.registry import INSECURE_BACKENDS, require_backend
 
@@ -26,6 +26,13 @@ def check_job(job: Job, insecure: bool) -> None:
             'set privacy.unit = "none", or add --insecure for a comparison'
         )
     check_custody(job)
+    parties = job.parties
+    # With privacy the plan refuses it.
+    if not private and 2 * parties.max_dropout >= parties.count:
+        raise ConfigError(
+            f"parties.max_dropout = {parties.max_dropout} of {parties.count} parties: two halves "
+            "that lose touch with each other would both go on; plan for fewer than half"
+        )
 
 
 def seats(job: Job, n_ranks: int, absent: Sequence[str] = ()) -> tuple[int, ...]:
@@ -74,13 +81,13 @@ def require_quorum(job: Job, numbers: Collection[int]) -> None:
     names = rank_names(job)
     missing = [name for number, name in enumerate(names) if number not in numbers]
     left = [number for number in numbers if number < parties.count]
-    who = ", ".join(missing)
+    who = were_lost(missing)
     if job.needs_aggregator and parties.count not in numbers:
-        raise QuorumLost(f"{who} was lost, and nothing is summed without the aggregator")
+        raise QuorumLost(f"{who}, and nothing is summed without the aggregator")
     if len(left) < parties.count - parties.max_dropout:
         raise QuorumLost(
-            f"{who} was lost: {len(left)} of {parties.count} parties are left, and the noise that "
-            f"was planned is enough for {parties.count - parties.max_dropout} or more "
+            f"{who}: {len(left)} of {parties.count} parties are left, and the noise that was "
+            f"planned is enough for {parties.count - parties.max_dropout} or more "
             f"(parties.max_dropout = {parties.max_dropout})"
         )
     holder = aggregation.backend in PAILLIER_BACKENDS and aggregation.custody is Custody.HOLDER

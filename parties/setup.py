@@ -28,6 +28,7 @@ class Rank:
     """One rank that is ready to run.
 
     Attributes:
+        number: of this party in the job.
         party: None at an aggregator, which has no data.
         ledger: None at an aggregator and where the job asks for no privacy.
         view: who the ledger charges for: the planned coalition, or, where a comparison backend
@@ -40,6 +41,7 @@ class Rank:
         key: fingerprint of the key that this party has a share of, where it brought one.
     """
 
+    number: int
     public: PublicState
     open_backend: BackendFactory
     party: PartyData | None
@@ -80,21 +82,22 @@ class Rank:
         return Budget(plan.epsilon(view=self.view) if exposed else privacy.epsilon, privacy.delta)
 
 
-def make_rank(job: Job, rank: int, files: KeyFiles = NO_KEY_FILES) -> Rank:
+def make_rank(job: Job, number: int, files: KeyFiles = NO_KEY_FILES) -> Rank:
     """Load what this rank needs: the public state, and at a data party its key share and data.
 
     Raises:
         MpcflError: something is missing or wrong; the text names it and the remedy.
     """
     public = public_state(job)
-    open_backend, key = backend_of(job, rank, files)
-    if rank >= job.parties.count:
-        return Rank(public, open_backend, None, key=key)
-    records = public.task.party_data(rank, job.parties.count)
+    open_backend, key = backend_of(job, number, files)
+    if number >= job.parties.count:
+        return Rank(number, public, open_backend, None, key=key)
+    records = public.task.party_data(number, job.parties.count)
     _check_records(job.task, records, public.task.test_data())
     exposed = job.aggregation.backend in INSECURE_BACKENDS
     view = View.OWN_SHARE if exposed else View.COALITION
-    return Rank(public, open_backend, party_data(public, rank, records), view=view, key=key)
+    party = party_data(public, number, records)
+    return Rank(number, public, open_backend, party, view=view, key=key)
 
 
 def _check_records(

@@ -46,11 +46,11 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI keeps it; only our n
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One of the two hosts.
+    """One of the hosts.
 
     Attributes:
         name: its host name, unlike any other's.
-        address: of its end of the link.
+        address: of its interface.
         holder: process number of the process that keeps its namespaces.
     """
 
@@ -63,7 +63,7 @@ class Host:
         return ["nsenter", "--target", str(self.holder), "--net", "--uts"]
 
 
-Hosts = tuple[Host, Host]
+Hosts = tuple[Host, ...]
 
 
 def require_root() -> None:
@@ -77,7 +77,7 @@ def require_root() -> None:
 
 
 @contextmanager
-def two_hosts(rate: str) -> Iterator[Hosts]:
+def two_hosts(rate: str) -> Iterator[tuple[Host, Host]]:
     """Make two hosts and the link between them; take all of it away at the end.
 
     Args:
@@ -88,10 +88,10 @@ def two_hosts(rate: str) -> Iterator[Hosts]:
     """
     require_root()
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
+        stack.enter_context(ended_by_signals())
         token = secrets.token_hex(4)
         first, second = (
-            stack.enter_context(_host(f"mpcfl-{token}-{letter}", address))
+            stack.enter_context(make_host(f"mpcfl-{token}-{letter}", address))
             for letter, address in zip("ab", ADDRESSES, strict=True)
         )
         _connect((first, second), rate)
@@ -100,7 +100,7 @@ def two_hosts(rate: str) -> Iterator[Hosts]:
 
 @contextmanager
 def mpi_command(hosts: Hosts) -> Iterator[MpiCommand]:
-    """Give the means to start MPI on both hosts, while the block lasts."""
+    """Give the means to start MPI on all hosts, while the block lasts."""
     with tempfile.TemporaryDirectory(prefix="mpcfl-hosts-") as folder:
         agent = Path(folder) / "agent"
         agent.write_text(_agent_script(hosts), encoding="utf-8")
@@ -110,7 +110,7 @@ def mpi_command(hosts: Hosts) -> Iterator[MpiCommand]:
 
 @dataclass(frozen=True, slots=True)
 class MpiCommand:
-    """Composes mpirun on two hosts, half of the ranks on each; a `sum_cell.Command`.
+    """Composes mpirun on hosts, an equal share of the ranks on each; a `sum_cell.Command`.
 
     Attributes:
         agent: what mpirun starts a daemon on another host with, in the place of ssh.
@@ -121,8 +121,8 @@ class MpiCommand:
     agent: Path
 
     def __call__(self, n_ranks: int, program: Sequence[str]) -> list[str]:
-        """Return the command line; the first half of the ranks is on the first host."""
-        slots = n_ranks // 2
+        """Return the command line; the first ranks are on the first host."""
+        slots = n_ranks // len(self.hosts)
         lines = (f"{host.address} slots={slots}\n" for host in self.hosts)
         self.hostfile.write_text("".join(lines), encoding="ascii")
         line = compose(n_ranks, program)
@@ -150,7 +150,7 @@ def _agent_script(hosts: Hosts) -> str:
 
 
 @contextmanager
-def _host(name: str, address: str) -> Iterator[Host]:
+def make_host(name: str, address: str) -> Iterator[Host]:
     """Keep a host; at the end nothing that runs on it is left."""
     command = ["unshare", "--net", "--uts", "sh", "-c", _HOLD, name]
     with subprocess.Popen(
@@ -174,20 +174,25 @@ def _host(name: str, address: str) -> Iterator[Host]:
             holder.kill()
 
 
-def _connect(hosts: Hosts, rate: str) -> None:
+def _connect(hosts: tuple[Host, Host], rate: str) -> None:
     first, second = (str(host.holder) for host in hosts)
     ends = ("netns", first, "type", "veth", "peer", "name", INTERFACE, "netns", second)
-    _system(["ip", "link", "add", INTERFACE, *ends])
+    system(["ip", "link", "add", INTERFACE, *ends])
     for host in hosts:
-        _system([*host.enter(), "ip", "link", "set", "lo", "up"])
+        system([*host.enter(), "ip", "link", "set", "lo", "up"])
         own = ("addr", "add", f"{host.address}/{_PREFIX_BITS}", "dev", INTERFACE)
-        _system([*host.enter(), "ip", *own])
+        system([*host.enter(), "ip", *own])
         bucket = ("dev", INTERFACE, "root", "tbf", "rate", rate, *_BUCKET)
-        _system([*host.enter(), "tc", "qdisc", "add", *bucket])
-        _system([*host.enter(), "ip", "link", "set", INTERFACE, "up"])
+        system([*host.enter(), "tc", "qdisc", "add", *bucket])
+        system([*host.enter(), "ip", "link", "set", INTERFACE, "up"])
 
 
-def _system(command: Sequence[str]) -> None:
+def system(command: Sequence[str]) -> None:
+    """Run a command of the system; refuse if it fails.
+
+    Raises:
+        MpcflError: it is not there, failed or hung.
+    """
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_DEADLINE_S, check=False
@@ -232,7 +237,7 @@ def _end_members(holder: int) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Have the first signal that would end this program end the block; ignore those after it."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -9,9 +9,9 @@ of the difference meet b, where a row that is not zero gives zero with probabili
 they give meets a: Schwartz 1980, Lemma 1, for a product of two linear forms; the proof is in
 `docs/proofs.md`.
 
-Tags are exact integers, computed by two floating-point matrix products: both factors are cut into
-limbs so short that every product and every sum of them is an integer up to 2^53, in whatever order
-they are added up. A few dozen such integers are then put together by Python's.
+Tags are exact integers, computed in one of two ways that are equal bit for bit: by the kernel
+`mpcfl.hazmat._dot` (`dot.c`), where it was built and p fits a word, and by `limb_products.py`
+everywhere else.
 
 Unsafe alone: a tag that is not masked tells something of its vector, and a second vector under
 the same r tells more. Does not protect against anybody who knows r, or the key of a digest,
@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +31,15 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from mpcfl.hazmat.bits import BitSource
+from mpcfl.hazmat.limb_products import MAX_COLUMNS, Limbs, Residues, Values, bilinear_form, cut
+
+try:
+    from mpcfl.hazmat import _dot
+except ImportError:  # not built: no compiler, or one without integers of 128 bits
+    _HAS_KERNEL = False
+else:
+    # One that was built in place from other sources may take other arguments.
+    _HAS_KERNEL = _dot.INTERFACE == 1 and bool(_dot.AVAILABLE)
 
 # The largest prime below 2^64, and a Mersenne prime for values that leave no bit between.
 SHORT_PRIME = (1 << 64) - 59
@@ -39,26 +47,10 @@ LONG_PRIME = (1 << 127) - 1
 _SHORT_PRIME_BITS = 63
 DIGEST_BYTES = 16
 _WORD_BITS = 64
-# Integers up to here are exact in float64.
-_EXACT_BITS = 53
-# Values up to here go into a product as they are; longer ones as two halves of so many bits.
+# Values of so many bits fit an int32.
 _NARROW_BITS = 32
-# Where the halves of an int64 lie in memory.
-_LOWER, _UPPER = (0, 1) if sys.byteorder == "little" else (1, 0)
-# With longer rows more limbs were needed, with shorter ones the second product would count.
-_MAX_COLUMNS = 1 << 10
-# So many rows are added up at a time, halves of what they gave times limbs of a.
-_ROWS_AT_A_TIME = 1 << 10
-_SUM_HALF_BITS = 27
-_ROW_LIMB_BITS = _EXACT_BITS - _SUM_HALF_BITS - 10
-# 256 KiB of float64, which stay in the second-level cache.
-_PIECE_VALUES = 1 << 15
 # The library counts bytes of one call in 31 bits.
 _DIGEST_PIECE_BYTES = 1 << 24
-
-Residues = NDArray[np.uint64]
-Reals = NDArray[np.float64]
-Values = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -71,8 +63,7 @@ class Coefficients:
         columns: b, integers in [0, p) as words of 64 bits, the low one first; shape (W, words).
         rows: a of all parts, one part after the other; shape (rows, words).
         starts: which of these rows is the first one of each part, and the number of all.
-        column_limbs: what ``columns`` are cut into, shape (W, limbs).
-        row_limbs: what ``rows`` are cut into, shape (rows, limbs).
+        limbs: what both are cut into; None where the kernel computes.
     """
 
     prime: int
@@ -80,8 +71,7 @@ class Coefficients:
     columns: Residues
     rows: Residues
     starts: tuple[int, ...]
-    column_limbs: Reals
-    row_limbs: Reals
+    limbs: Limbs | None
 
 
 def tag_prime(modulus_bits: int) -> int:
@@ -92,7 +82,7 @@ def tag_prime(modulus_bits: int) -> int:
 def n_columns(lengths: Sequence[int]) -> int:
     """Return W, a power of two, for parts of these lengths; it belongs to what r is."""
     wanted = max(1, 4 * math.isqrt(max(lengths, default=0)))
-    return min(_MAX_COLUMNS, 1 << (wanted - 1).bit_length())
+    return min(MAX_COLUMNS, 1 << (wanted - 1).bit_length())
 
 
 def raw_residues(bits: BitSource, count: int, prime: int) -> list[int]:
@@ -114,15 +104,15 @@ def raw_coefficients(
     prime = tag_prime(modulus_bits) if prime is None else prime
     width = n_columns(lengths)
     starts = (0, *itertools.accumulate(-(-length // width) for length in lengths))
-    columns, rows = _draw(bits, width, prime), _draw(bits, starts[-1], prime)
+    drawn = _draw(bits, width + starts[-1], prime)
+    columns, rows = drawn[:width], drawn[width:]
     return Coefficients(
         prime=prime,
         modulus_bits=modulus_bits,
         columns=columns,
         rows=rows,
         starts=starts,
-        column_limbs=_cut_into_limbs(columns, _column_limb_bits(width, modulus_bits)),
-        row_limbs=_cut_into_limbs(rows, _ROW_LIMB_BITS),
+        limbs=None if _uses_kernel(prime) else cut(columns, rows, modulus_bits),
     )
 
 
@@ -135,14 +125,15 @@ def raw_linear_tag(values: Values, coefficients: Coefficients, number: int) -> i
         coefficients: drawn for that length.
         number: of the part.
     """
-    limbs, bits = coefficients.column_limbs, coefficients.modulus_bits
-    rows = coefficients.row_limbs[slice(*coefficients.starts[number : number + 2])]
-    if bits <= _NARROW_BITS:
-        total = _add_up(coefficients, rows, _product(values, limbs, _as_it_is))
+    rows = slice(*coefficients.starts[number : number + 2])
+    if coefficients.limbs is None:
+        halves = 1 if coefficients.modulus_bits <= _NARROW_BITS else 2
+        columns, factors = coefficients.columns[:, 0], coefficients.rows[rows, 0]
+        total = int.from_bytes(
+            _dot.bilinear_form(values, columns, factors, halves), "little", signed=True
+        )
     else:
-        lower = _add_up(coefficients, rows, _product(values, limbs, _lower_half))
-        upper = _add_up(coefficients, rows, _product(values, limbs, _upper_half))
-        total = lower + (upper << _NARROW_BITS)
+        total = bilinear_form(values, coefficients.limbs, rows)
     return total % coefficients.prime
 
 
@@ -165,13 +156,22 @@ def raw_vector_digest(key: bytes, vector: NDArray[Any]) -> bytes:
     return mac.tag
 
 
+def _uses_kernel(prime: int) -> bool:
+    return _HAS_KERNEL and _n_words(prime) == 1
+
+
+def _n_words(prime: int) -> int:
+    return -(-prime.bit_length() // _WORD_BITS)
+
+
 def _draw(bits: BitSource, count: int, prime: int) -> Residues:
     """Return uniform residues as words, shape (count, words); what is not below p is redrawn."""
-    n_words = -(-prime.bit_length() // _WORD_BITS)
+    n_words = _n_words(prime)
     limit = [(prime >> (_WORD_BITS * place)) & ((1 << _WORD_BITS) - 1) for place in range(n_words)]
     top_mask = np.uint64((1 << limit[-1].bit_length()) - 1)
-    drawn = np.empty((count, n_words), dtype=np.uint64)
-    missing = np.arange(count)
+    drawn = bits.words(count * n_words).reshape(count, n_words)
+    drawn[:, -1] &= top_mask
+    missing = np.flatnonzero(~_is_below(drawn, limit))
     while missing.size:
         fresh = bits.words(missing.size * n_words).reshape(-1, n_words)
         fresh[:, -1] &= top_mask
@@ -198,80 +198,3 @@ def _integers(words: Residues) -> list[int]:
             low | high << (_WORD_BITS * place) for low, high in zip(integers, upper, strict=True)
         ]
     return integers
-
-
-def _column_limb_bits(columns: int, modulus_bits: int) -> int:
-    """Return the longest limbs with which a row of W products adds up to less than 2^53."""
-    value_bits = modulus_bits - 1 if modulus_bits <= _NARROW_BITS else _NARROW_BITS
-    return _EXACT_BITS - value_bits - (columns - 1).bit_length()
-
-
-def _cut_into_limbs(words: Residues, limb_bits: int) -> Reals:
-    """Return the limbs of each word, the low ones first; shape (integers, limbs)."""
-    shifts = np.array(_shifts(limb_bits, 1), dtype=np.uint64)
-    limbs = (words[:, :, np.newaxis] >> shifts) & np.uint64((1 << limb_bits) - 1)
-    return limbs.astype(np.float64).reshape(len(words), words.shape[1] * shifts.size)
-
-
-def _shifts(limb_bits: int, n_words: int) -> list[int]:
-    """Return what power of two each limb counts for."""
-    starts = range(0, n_words * _WORD_BITS, _WORD_BITS)
-    return [start + low for start in starts for low in range(0, _WORD_BITS, limb_bits)]
-
-
-def _add_up(coefficients: Coefficients, row_limbs: Reals, products: Reals) -> int:
-    """Return the sum of all rows' products, each times a of its row.
-
-    Args:
-        coefficients: of the whole vector.
-        row_limbs: of these rows.
-        products: of values and limbs of b, integers up to 2^53, shape (rows, limbs).
-    """
-    n_words = coefficients.columns.shape[1]
-    column_bits = _column_limb_bits(len(coefficients.columns), coefficients.modulus_bits)
-    column_shifts = _shifts(column_bits, n_words)
-    row_shifts = _shifts(_ROW_LIMB_BITS, n_words)
-    total = 0
-    for start in range(0, len(products), _ROWS_AT_A_TIME):
-        piece = products[start : start + _ROWS_AT_A_TIME]
-        upper = np.floor(piece * 0.5**_SUM_HALF_BITS)
-        lower = piece - upper * 2.0**_SUM_HALF_BITS
-        limbs = row_limbs[start : start + _ROWS_AT_A_TIME].T
-        for half_shift, half in ((0, lower), (_SUM_HALF_BITS, upper)):
-            sums = (limbs @ half).astype(np.int64).tolist()
-            for row_shift, row in zip(row_shifts, sums, strict=True):
-                for column_shift, value in zip(column_shifts, row, strict=True):
-                    total += value << (half_shift + row_shift + column_shift)
-    return total
-
-
-def _product(values: Values, limbs: Reals, take: Callable[[Values, Reals], None]) -> Reals:
-    """Return rows times limbs; the last row may be shorter."""
-    columns = len(limbs)
-    whole, rest = divmod(values.size, columns)
-    products = np.empty((whole + (rest > 0), limbs.shape[1]))
-    matrix = values[: whole * columns].reshape(whole, columns)
-    step = max(1, _PIECE_VALUES // columns)
-    piece = np.empty((min(step, whole), columns))
-    for start in range(0, whole, step):
-        rows = matrix[start : start + step]
-        take(rows, piece[: len(rows)])
-        np.matmul(piece[: len(rows)], limbs, out=products[start : start + len(rows)])
-    if rest:
-        tail = np.empty(rest)
-        take(values[whole * columns :], tail)
-        np.matmul(tail, limbs[:rest], out=products[whole])
-    return products
-
-
-def _as_it_is(values: Values, out: Reals) -> None:
-    out[...] = values
-
-
-def _lower_half(values: Values, out: Reals) -> None:
-    out[...] = values.view(np.uint32)[..., _LOWER::2]
-
-
-def _upper_half(values: Values, out: Reals) -> None:
-    """Take what the lower half, which is never negative, leaves."""
-    out[...] = values.view(np.int32)[..., _UPPER::2]

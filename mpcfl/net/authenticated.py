@@ -3,10 +3,11 @@
 `exchange` and `allgather` go through one channel per peer (AES-256-GCM with sequence numbers, see
 `channel.py`), under keys that the handshake gave (`handshake.py`): what was changed, cut,
 repeated, dropped or reordered on the way does not open, and the error names the sender and the
-stage. Scatters, gathers and reductions go through as they are: what they carry is masked or
-encrypted already, and a checked sum is what finds a change of it. Sessions of sums take their
-pair secrets from here too (`channel.agree_pair_secrets`), so that their masks are as authentic as
-the handshake.
+stage. Scatters go through as they are: what they carry is masked, and a checked sum is what finds a
+change of it. What is gathered afterwards are sums without masks, so gathers are sealed too, and a
+reduction is taken apart into vectors that are still masked. Sessions of sums take their pair
+secrets from here (`channel.agree_pair_secrets`), so that their masks are as authentic as the
+handshake.
 
 Assumes: the secrets are those of a handshake, or derived from them. Does not protect against: a
 party that lies in its own messages; lengths and times of messages show.
@@ -17,11 +18,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpcfl.errors import AuthenticationError, OutOfOrder
+from mpcfl.hazmat.bits import KEY_BYTES, SystemBits
 from mpcfl.net.pair_secrets import PairSecrets
-from mpcfl.net.transport import Block, Pending, Transport
+from mpcfl.net.sealed_blocks import AddedBlocks, BlockSeal, SealedBlocks, sealed_room
+from mpcfl.net.transport import Block, Pending, Transport, check_reducible
 
 
 class AuthenticatedTransport:
@@ -65,6 +69,9 @@ class AuthenticatedTransport:
         self._sessions = secrets.restrict(ranks, "sessions", purpose)
         self._sessions_made = 0
         self._channels = {peer: secrets.channel(peer, purpose) for peer in secrets.peers}
+        self._gathers = 0
+        # By rank, once there was a gather.
+        self._seals: list[BlockSeal] | None = None
 
     def exchange(self, outgoing: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
         """See `Transport.exchange`; each message travels sealed, 16 bytes longer.
@@ -91,12 +98,37 @@ class AuthenticatedTransport:
         return self._transport.begin_scatter(blocks, inbox)
 
     def begin_gather(self, own: Block, inbox: Mapping[int, Block]) -> Pending:
-        """See `Transport.begin_gather`; not sealed."""
-        return self._transport.begin_gather(own, inbox)
+        """See `Transport.begin_gather`; sealed, 16 bytes longer.
+
+        The first one of all also exchanges keys: each rank has one for what it gathers.
+
+        Raises:
+            OutOfOrder: this transport was closed.
+        """
+        self._check_open(tuple(inbox))
+        if self._seals is None:
+            self._seals = self._agree_seals()
+        seals, number, self._gathers = self._seals, self._gathers, self._gathers + 1
+        room = {peer: sealed_room(block) for peer, block in inbox.items()}
+        pending = self._transport.begin_gather(seals[self.rank].seal(number, own), room)
+
+        def open_block(peer: int) -> None:
+            try:
+                seals[peer].open(number, room[peer], inbox[peer])
+            except AuthenticationError:
+                raise self._refusal(peer) from None
+
+        return SealedBlocks(pending, tuple(inbox), open_block)
 
     def begin_allreduce(self, words: NDArray[Any]) -> Pending:
-        """See `Transport.begin_allreduce`; not sealed."""
-        return self._transport.begin_allreduce(words)
+        """See `Transport.begin_allreduce`: everybody sends masked words, and adds up by itself.
+
+        A reduction on the way would carry the sum, without masks, past whoever listens.
+        """
+        check_reducible(words)
+        own = words.copy().view(np.uint8)
+        inbox = {rank: np.empty_like(own) for rank in self._channels}
+        return AddedBlocks(self._transport.begin_gather(own, inbox), words, inbox)
 
     def session_secrets(self, run_id: str) -> PairSecrets:
         """Derive this rank's secrets for one more session; see `channel.agree_pair_secrets`.
@@ -114,6 +146,7 @@ class AuthenticatedTransport:
     def close(self) -> None:
         """Forget all keys; may be called twice, and after a failure."""
         self._channels.clear()
+        self._seals = None
         self._sessions.forget()
         self._sessions_made = -1
         if self._owned:
@@ -124,6 +157,10 @@ class AuthenticatedTransport:
 
     def __reduce__(self) -> Any:
         raise TypeError("a transport with keys must not leave its process")
+
+    def _agree_seals(self) -> list[BlockSeal]:
+        keys = self.allgather(SystemBits().words(KEY_BYTES // 8).tobytes())
+        return [BlockSeal(key) for key in keys]
 
     def _check_open(self, peers: Sequence[int]) -> None:
         if self._sessions_made < 0:
@@ -136,6 +173,9 @@ class AuthenticatedTransport:
         try:
             return self._channels[peer].open(sealed)
         except AuthenticationError:
-            name = self.names[peer] if peer < len(self.names) else f"rank {peer}"
-            # Where the rank is; the meter knows.
-            raise AuthenticationError(name, getattr(self.meter, "current", "")) from None
+            raise self._refusal(peer) from None
+
+    def _refusal(self, peer: int) -> AuthenticationError:
+        name = self.names[peer] if peer < len(self.names) else f"rank {peer}"
+        # Where the rank is; the meter knows.
+        return AuthenticationError(name, getattr(self.meter, "current", ""))

@@ -5,7 +5,7 @@ whoever meets one raises an alarm, which reaches the others wherever they wait, 
 tell each other whom they miss, again and again, until everybody says the same (flooding). They
 then leave the epoch together; messages of an earlier one are never looked at again. A party
 that is still in it, because it heard less, is told where the others are. What follows, the
-signatures of all on the new roster, is `roster.confirm_view`'s: a party that is lost while they
+signatures of all on the new roster, is `view.confirm_view`'s: a party that is lost while they
 sign is lost in the new epoch, and the same begins again there.
 
 Silence is no death: a party may be silent because it waits for another one. Whoever is doubted
@@ -29,7 +29,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpcfl.errors import LeftOut, PartyLost
+from mpcfl.errors import AuthenticationError, LeftOut, PartyLost, were_lost
 from mpcfl.net.channel import Channel
 from mpcfl.net.port import Port
 from mpcfl.net.wire import FLAG, U32, Format, Kind, ascending
@@ -48,6 +48,7 @@ _ALARM = Format(
 _POLL_S = 1e-3
 # Whoever waits anywhere looks for alarms twenty times a second; a busy machine gets some room.
 _ANSWER_S = 3.0
+_HURRY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,6 @@ class Standing:
     names: Sequence[str]
     deadline_s: float
 
-    def name(self, parties: Iterable[int]) -> str:
-        """Return the names of some parties, for people."""
-        return ", ".join(self.names[party] for party in sorted(parties))
-
 
 class Membership:
     """One party's view of who takes part. Secret: it has the channels of the alarms.
@@ -112,20 +109,38 @@ class Membership:
         self.members = tuple(sorted(members))
         self._port, self._channels, self._standing = port, dict(channels), standing
         self._waiting: dict[int, list[_Alarm]] = {party: [] for party in channels}
+        self._longest_s = standing.deadline_s
+        # Whether all members have signed the present roster; until then it dismisses nobody.
+        self._signed = True
 
     def watch(self) -> None:
         """Look for alarms; whoever waits for another party calls this now and then.
 
         Raises:
             PartyLost: a member misses somebody, or has gone on; `ranks` are places in ``members``.
+            LeftOut: the others have gone on without this party.
             AuthenticationError: an alarm was not made by its sender.
         """
+        self.require_own_place()
         for party in self._others():
-            self._collect(party)
             for alarm in self._waiting[party]:
                 missed = frozenset() if alarm.moved else alarm.parties | alarm.doubted
                 places = tuple(p for p, member in enumerate(self.members) if member in missed)
-                raise PartyLost(f"{self._names(missed or {party})} was lost", places)
+                raise PartyLost(were_lost(self._names(missed or {party})), places)
+
+    def require_own_place(self) -> None:
+        """Take in what has come; whoever writes for all calls this before.
+
+        Raises:
+            LeftOut: the others have gone on without this party.
+            AuthenticationError: an alarm was not made by its sender.
+        """
+        for party in tuple(self._channels):
+            self._collect(party)
+
+    def hurry(self) -> None:
+        """Wait for nobody longer than it takes to write a report."""
+        self._longest_s = min(self._longest_s, _HURRY_S)
 
     def agree(self, doubted: Collection[int]) -> tuple[int, ...]:
         """Agree with all who are left on who that is, and enter the next epoch.
@@ -166,16 +181,27 @@ class Membership:
 
     def _enter(self, left: Collection[int]) -> None:
         """Go on with those who are left; whoever asked once more meanwhile is told of it."""
-        self.epoch, self.members = self.epoch + 1, tuple(sorted(left))
+        self.epoch, self.members, self._signed = self.epoch + 1, tuple(sorted(left)), False
         for party, alarms in self._waiting.items():
             unread = [alarm for alarm in alarms if alarm.epoch >= self.epoch + alarm.moved]
             is_behind = any(a.epoch == self.epoch - 1 and not a.moved for a in alarms)
             self._waiting[party] = unread
-            if is_behind:
+            if is_behind and party in self.members:
                 self._post(party, self._moved())
 
     def _moved(self) -> _Alarm:
         return _Alarm(True, self.epoch, 0, frozenset(self.members))
+
+    def settle(self) -> None:
+        """Take note that all members have signed the roster, and tell those who are not in it.
+
+        Who is not dead hears of it when it is back. Not before: a party that hears nobody would
+        dismiss all others.
+        """
+        self._signed = True
+        for party in self._channels.keys() - set(self.members):
+            if not self._port.is_dead(party):
+                self._post(party, self._moved())
 
     def close(self) -> None:
         """Forget the keys of the alarms."""
@@ -186,13 +212,14 @@ class Membership:
 
     def _require_own(self, left: Collection[int]) -> None:
         if self._standing.own not in left:
+            own = self._standing.names[self._standing.own]
             raise LeftOut(
-                f"the other parties lost touch with {self._names([self._standing.own])} and went "
-                "on without it; it can take part again when the run is resumed"
+                f"the other parties lost touch with {own} and went on without it; it can take part "
+                "again when the run is resumed"
             )
 
-    def _names(self, parties: Iterable[int]) -> str:
-        return self._standing.name(parties)
+    def _names(self, parties: Iterable[int]) -> list[str]:
+        return [self._standing.names[party] for party in sorted(parties)]
 
     def _hear(self, awaited: Sequence[int], doubted: Collection[int]) -> dict[int, _Alarm]:
         """Return the next alarm of each party; those who die or stay silent are left out."""
@@ -217,8 +244,7 @@ class Membership:
         return heard
 
     def _patience_s(self, doubted: bool) -> float:
-        deadline_s = self._standing.deadline_s
-        return min(deadline_s, _ANSWER_S) if doubted else deadline_s
+        return min(self._longest_s, _ANSWER_S) if doubted else self._longest_s
 
     def _next_alarm(self, party: int) -> _Alarm | None:
         """Take a party's next word on this epoch; what it says of later ones waits."""
@@ -230,8 +256,15 @@ class Membership:
     def _collect(self, party: int) -> None:
         """Take in what has come from a party; answer it if it is behind."""
         while (sealed := self._port.take(party)) is not None:
-            name = self._standing.names[party]
-            words = _ALARM.decode(self._channels[party].open(sealed), name)
+            try:
+                message = self._channels[party].open(sealed)
+            except AuthenticationError:
+                if party in self.members:
+                    raise AuthenticationError(self._standing.names[party], "alarm") from None
+                # Who was left out has no say, true or forged, and is not listened to any more.
+                del self._channels[party]
+                return
+            words = _ALARM.decode(message, self._standing.names[party])
             alarm = _Alarm(
                 words["moved"],
                 words["epoch"],
@@ -239,7 +272,13 @@ class Membership:
                 frozenset(words["parties"]),
                 frozenset(words["doubted"]),
             )
-            if alarm.epoch >= self.epoch + alarm.moved:
+            if alarm.moved:
+                # Rosters only shrink: who is not in one is in none that follows.
+                self._require_own(alarm.parties)
+            if party not in self.members:
+                if self._signed and not alarm.moved:
+                    self._post(party, self._moved())
+            elif alarm.epoch >= self.epoch + alarm.moved:
                 self._waiting[party].append(alarm)
             elif not alarm.moved:
                 self._post(party, self._moved())

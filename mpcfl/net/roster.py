@@ -3,7 +3,8 @@
 In exchange 0 every rank states the public facts it goes by (version, job digest, versions of
 libraries, plan fingerprint, model digest) or the reason why it can't start; one difference or
 one reason stops all ranks, with the same sentence. The facts are public; nothing private is
-compared. Assumes that the transport delivers what was sent; a rank may state what it likes.
+compared. Assumes that the transport delivers what was sent; a rank may state what it likes, and
+what is shown of it holds no control characters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from mpcfl.errors import MpcflError, PartyNotReady, TranscriptMismatch
 from mpcfl.hazmat.bits import SystemBits, domain_tag
 from mpcfl.net.transport import Transport
-from mpcfl.net.wire import Format, Kind, cut, fixed, optional, record, text
+from mpcfl.net.wire import Format, Kind, cut, fixed, optional, printable, record, text
 
 _LIBRARIES = "libraries"
 _REMEDIES = {
@@ -71,7 +72,7 @@ def check_in(
         _STATEMENT.decode(answer, _name(names, rank))
         for rank, answer in enumerate(transport.allgather(message))
     ]
-    errors = [statement["error"] for statement in statements]
+    errors = [_shown(statement["error"]) for statement in statements]
     for rank, reason in enumerate(errors):
         if reason is not None:
             raise PartyNotReady(_blame(errors, names, rank), rank)
@@ -107,7 +108,8 @@ def agree_to_go_on(
         statement: public; what the others should know either way; 16 KiB at most.
 
     Returns:
-        The objection of the lowest rank that has one, and every rank's statement.
+        The objection of the lowest rank that has one, to be shown, and every rank's statement,
+        as it came.
 
     Raises:
         ProtocolError: a rank said something else.
@@ -117,7 +119,7 @@ def agree_to_go_on(
     answers = enumerate(transport.allgather(own))
     spoken = [_GO_ON.decode(answer, _name((), rank)) for rank, answer in answers]
     objections = (answer["objection"] for answer in spoken if answer["objection"] is not None)
-    return next(objections, None), [answer["statement"] for answer in spoken]
+    return _shown(next(objections, None)), [answer["statement"] for answer in spoken]
 
 
 def _compare(kind: str, facts: Sequence[str | None], names: Sequence[str]) -> None:
@@ -142,7 +144,7 @@ def _difference(libraries: str, expected: str) -> str:
     for package in sorted(here | there):
         versions = here.get(package, "none"), there.get(package, "none")
         if versions[0] != versions[1]:
-            return f"{package} {versions[0]} instead of {versions[1]}"
+            return printable(f"{package} {versions[0]} instead of {versions[1]}")
     return "the same ones in another form"
 
 
@@ -155,6 +157,10 @@ def _version(package: str) -> str:
 
 def _reason(error: MpcflError | None) -> str | None:
     return None if error is None else cut(str(error), _TEXT_BYTES)
+
+
+def _shown(words: str | None) -> str | None:
+    return None if words is None else printable(words)
 
 
 def _blame(errors: Sequence[str | None], names: Sequence[str], rank: int) -> str:

@@ -53,6 +53,7 @@ __all__ = [
     "fixed",
     "listing",
     "optional",
+    "printable",
     "record",
     "text",
 ]
@@ -75,28 +76,25 @@ class Kind(IntEnum):
     RUN_NONCE = 4
     GO_ON = 5
     READY = 6
-    TOTALS = 7
-    PUBLIC_KEY = 8
-    DIGEST = 9
-    TAG_KEY = 10
-    TAGS = 11
-    VERDICT = 12
-    ALARM = 13
-    MOVED = 14
-    VIEW = 15
-    VIEW_SIGNATURE = 16
-    HOLDINGS = 17
-    HELD_VALUES = 18
-    LEDGER = 19
-    LEDGER_MEMORY = 20
-    FOLDER = 21
-    FINISHED = 22
-    SUM_OPTIONS = 23
-    COMMITMENT = 24
-    NONCE = 25
-    PRODUCT = 26
-    METRICS = 27
-    GOODBYE = 28
+    HOST = 7
+    FOLDER = 8
+    FINISHED = 9
+    LEDGER = 10
+    LEDGER_MEMORY = 11
+    TOTALS = 12
+    GOODBYE = 13
+    ALARM = 14
+    VIEW_SIGNATURE = 15
+    HOLDINGS = 16
+    SUM_OPTIONS = 17
+    GRAPH_COMMITMENT = 18
+    GRAPH_NONCE = 19
+    SHARED_SUM = 20
+    TAG_KEY = 21
+    TAGS = 22
+    NONCE = 23
+    VERDICT = 24
+    KEY_HELD = 25
 
     @property
     def words(self) -> str:
@@ -180,6 +178,15 @@ def cut(words: str, max_bytes: int) -> str:
     # A character that the cut has split is left out.
     kept = encoded[: max(0, max_bytes - len(_CUT_MARK))].decode(errors="ignore")
     return (kept + _CUT_MARK)[:max_bytes]
+
+
+def printable(words: str) -> str:
+    """Return a text that came from a peer as it may be shown, in a terminal or in a log.
+
+    Line ends, escape sequences and marks that turn the direction of writing become question
+    marks: with these, a peer could write lines that seem to be our own.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 def _kind_words(number: int) -> str:

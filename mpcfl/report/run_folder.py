@@ -98,8 +98,12 @@ class RunLock:
 
     __slots__ = ("_descriptor",)
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, probe: bool = False) -> None:
         """Take the lock; `job.json`, which every run has and none rewrites, carries it.
+
+        Args:
+            folder: of the run.
+            probe: only see whether another process has it; several may look at once.
 
         Raises:
             ConfigError: another process has it, or there is no run.
@@ -109,7 +113,8 @@ class RunLock:
         except OSError as error:
             raise ConfigError(f"{folder.job_json}: can't open it: {error.strerror}") from None
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if probe else fcntl.LOCK_EX
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
         except OSError:
             self.close()
             raise ConfigError(
@@ -135,7 +140,7 @@ def require_resumable(path: Path) -> RunFolder:
             f"{path} holds no run to resume (there is no {folder.job_json.name}); name the folder "
             "that a run printed as its output"
         )
-    RunLock(folder).close()
+    RunLock(folder, probe=True).close()
     if not folder.checkpoint.is_dir():
         raise ConfigError(
             f"the run in {path} has no checkpoint: it was stopped before its first round began, or "

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +30,13 @@ from mpcfl.errors import ProtocolError
 from mpcfl.hazmat.bits import BitSource, SystemBits, domain_tag, raw_keyed_bits
 from mpcfl.net.channel import require_same
 from mpcfl.net.transport import Transport
+from mpcfl.net.wire import Format, Kind, fixed
 from mpcfl.secagg.neighbors import neighbors_on_circle
 
 NONCE_BYTES = 32
+_DIGEST_BYTES = 32  # of SHA-256
+_COMMITMENT = Format(Kind.GRAPH_COMMITMENT, commitment=fixed(_DIGEST_BYTES))
+_NONCE = Format(Kind.GRAPH_NONCE, nonce=fixed(NONCE_BYTES))
 
 
 def agree_neighbors(
@@ -42,7 +47,7 @@ def agree_neighbors(
     Each call draws a new circle. Who shares masks with whom is the same at all ranks.
 
     Args:
-        transport: joins the ranks of the roster; three messages of 32 bytes from each to all.
+        transport: joins the ranks of the roster; three short messages from each to all.
         run_id: public name of the run, equal at all ranks.
         neighbors: k, even and at least 2, equal at all ranks. None, or n - 1 and more, means
             all other ranks; nothing is drawn or sent then.
@@ -52,7 +57,8 @@ def agree_neighbors(
         Ranks, ascending.
 
     Raises:
-        ProtocolError: a rank revealed something else than it had committed to; it is named.
+        ProtocolError: a rank revealed something else than it had committed to, or said something
+            else; it is named.
         TranscriptMismatch: ranks saw different bytes; the first one is named.
         PartyLost: a rank died or said nothing before the deadline.
     """
@@ -88,12 +94,12 @@ def _agree_seed(transport: Transport, run_id: str, bits: BitSource) -> bytes:
     nonce = bits.words(NONCE_BYTES // 8).tobytes()
     # 1. Everybody commits. `allgather` returns once all commitments are here, hence before
     # this rank reveals.
-    commitments = transport.allgather(_commitment(run_id, transport.rank, nonce))
+    own = _COMMITMENT.encode(commitment=_commitment(run_id, transport.rank, nonce))
+    commitments = [words["commitment"] for words in _gather(transport, _COMMITMENT, own)]
     # 2. Everybody reveals.
-    nonces = transport.allgather(nonce)
+    nonces = [words["nonce"] for words in _gather(transport, _NONCE, _NONCE.encode(nonce=nonce))]
     for rank, revealed in enumerate(nonces):
-        opens = hmac.compare_digest(commitments[rank], _commitment(run_id, rank, revealed))
-        if len(revealed) != NONCE_BYTES or not opens:
+        if not hmac.compare_digest(commitments[rank], _commitment(run_id, rank, revealed)):
             raise ProtocolError(
                 f"rank {rank} revealed other bytes for the graph of masks than it had committed "
                 "to; the run stops, start it again without that party or with a mended one"
@@ -104,6 +110,12 @@ def _agree_seed(transport: Transport, run_id: str, bits: BitSource) -> bytes:
     digest = hashlib.sha256(domain_tag("graph-check") + seed).digest()
     require_same(transport, digest, "the bytes for the graph of masks")
     return seed
+
+
+def _gather(transport: Transport, form: Format, own: bytes) -> list[dict[str, Any]]:
+    """Tell all ranks, and return what each of them tells."""
+    answers = enumerate(transport.allgather(own))
+    return [form.decode(answer, f"rank {rank}") for rank, answer in answers]
 
 
 def _commitment(run_id: str, rank: int, nonce: bytes) -> bytes:

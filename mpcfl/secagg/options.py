@@ -18,6 +18,7 @@ from mpcfl.config import MASKED_BACKENDS, Custody, read_neighbors
 from mpcfl.errors import ConfigError, TranscriptMismatch
 from mpcfl.hazmat.bits import TAG_VERSION
 from mpcfl.net.transport import Transport
+from mpcfl.net.wire import Format, Kind, cut, listing, printable, text
 from mpcfl.secagg.base import (
     MAX_MODULUS_BITS,
     MIN_MODULUS_BITS,
@@ -41,6 +42,9 @@ _OPTIONS = (
     "checked", "custody", "deadline_s", "key_bits", "key_share", "neighbors", "precompute",
     "threshold", *_THREATS,
 )  # fmt: skip
+# What has to be equal at all ranks, one ``key=value`` each; far above what a setting takes.
+_FACT_BYTES, _MAX_FACTS = 256, 64
+_SUM_OPTIONS = Format(Kind.SUM_OPTIONS, facts=listing(text(_FACT_BYTES), _MAX_FACTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Proposal:
         return open_sum(partial(with_share, held=self.held), transport, settings)
 
     def describe(self) -> bytes:
-        """Return what has to be equal at all ranks as text, one ``key=value`` per line.
+        """Return what has to be equal at all ranks as a message.
 
         Masks are the same whether they are made ahead or not, so ``precompute`` is not in it.
         """
@@ -78,7 +82,8 @@ class Proposal:
             "checked": settings.checked,
             "version": TAG_VERSION,
         }
-        return "\n".join(f"{key}={value}" for key, value in facts.items()).encode()
+        words = [cut(f"{key}={value}", _FACT_BYTES) for key, value in facts.items()]
+        return _SUM_OPTIONS.encode(facts=words)
 
 
 def propose(
@@ -126,17 +131,23 @@ def compare(descriptions: Sequence[bytes]) -> None:
 
     Raises:
         TranscriptMismatch: a rank has others than rank 0; the first difference is named.
+        ProtocolError: a rank said something else.
     """
-    for rank, description in enumerate(descriptions):
-        # Bytes are compared, not what some decoding or splitting makes of them.
-        if description != descriptions[0]:
-            first, other = (text.split(b"\n") for text in (descriptions[0], description))
-            pairs = itertools.zip_longest(first, other, fillvalue=b"nothing more")
-            ours, theirs = next((a, b) for a, b in pairs if a != b)
+    stated = [
+        _SUM_OPTIONS.decode(message, f"rank {rank}")["facts"]
+        for rank, message in enumerate(descriptions)
+    ]
+    for rank, facts in enumerate(stated):
+        if facts != stated[0]:
+            pairs = itertools.zip_longest(stated[0], facts)
+            ours, theirs = next((_shown(a), _shown(b)) for a, b in pairs if a != b)
             raise TranscriptMismatch(
-                f"rank {rank} wants {theirs.decode(errors='replace')}, rank 0 wants "
-                f"{ours.decode(errors='replace')}; give all ranks the same settings"
+                f"rank {rank} wants {theirs}, rank 0 wants {ours}; give all ranks the same settings"
             )
+
+
+def _shown(fact: str | None) -> str:
+    return "nothing more" if fact is None else printable(fact)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

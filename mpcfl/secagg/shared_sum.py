@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +42,7 @@ from mpcfl.errors import (
     TranscriptMismatch,
 )
 from mpcfl.net.transport import Transport
+from mpcfl.net.wire import U32, U64, Format, Kind, optional, record, text
 from mpcfl.secagg import crypten_bridge
 from mpcfl.secagg.base import SumId, SumSettings
 from mpcfl.secagg.crypten_bridge import crypten
@@ -56,7 +57,19 @@ _TENSORS = (
 T = TypeVar("T")
 
 _PURPOSE = "shared-sum"
-_READY, _REFUSED = b"ready ", b"refused"
+# What all ranks must share, all of it public; nothing from a rank that refuses.
+_SHARED_SUM = Format(
+    Kind.SHARED_SUM,
+    facts=optional(
+        record(
+            round_id=U64,
+            attempt=U32,
+            precision=U32,
+            # None without privacy. A fingerprint is a SHA-256 in hex.
+            charge=optional(record(round_id=U64, attempt=U32, plan=text(64))),
+        )
+    ),
+)
 # Comparisons look at the sign of a difference in Z_2^64.
 _SIGNED_BITS = 63
 
@@ -274,17 +287,17 @@ def agree_release(
         What ``check`` returned, the sum, and the charge; None without privacy.
 
     Raises:
-        ProtocolError: another rank refused.
+        ProtocolError: another rank refused, or said something else.
         TranscriptMismatch: another rank charges otherwise, or is at another sum.
         Exception: what ``check`` or the ledger raised; all other ranks then refuse as well.
     """
     try:
         checked, sum_id, precision = check()
-        own = _READY + _describe(release, sum_id, precision)
+        own = _SHARED_SUM.encode(facts=_describe(release, sum_id, precision))
         # Last, so that nothing that is wrong here costs anything.
         charge = None if release is Unit.NONE else ReservedCharge(release)
     except Exception:
-        transport.allgather(_REFUSED)
+        transport.allgather(_SHARED_SUM.encode(facts=None))
         raise
     answers = transport.allgather(own)
     try:
@@ -296,20 +309,26 @@ def agree_release(
     return checked, sum_id, charge
 
 
-def _describe(release: Release, sum_id: SumId, precision: int) -> bytes:
+def _describe(release: Release, sum_id: SumId, precision: int) -> dict[str, Any]:
     """Return the public facts that all ranks must share."""
-    facts = f"sum {sum_id.round_id}.{sum_id.attempt}, precision {precision}, "
-    if release is Unit.NONE:
-        return (facts + "no privacy").encode()
-    where = f"round {release.round_id}.{release.attempt}"
-    return f"{facts}charged to {where} of plan {release.plan.fingerprint()}".encode()
+    charge = None
+    if release is not Unit.NONE:
+        charge = {
+            "round_id": release.round_id,
+            "attempt": release.attempt,
+            "plan": release.plan.fingerprint(),
+        }
+    return {**asdict(sum_id), "precision": precision, "charge": charge}
 
 
 def _require_equal(answers: list[bytes], own_rank: int) -> None:
-    for rank, answer in enumerate(answers):
-        if answer == _REFUSED:
+    stated = [
+        _SHARED_SUM.decode(answer, f"rank {rank}")["facts"] for rank, answer in enumerate(answers)
+    ]
+    for rank, facts in enumerate(stated):
+        if facts is None:
             raise ProtocolError(f"rank {rank} refused to share its sum; see the error there")
-        if answer != answers[own_rank]:
+        if facts != stated[own_rank]:
             raise TranscriptMismatch(
                 f"rank {rank} shares another sum than this rank, or charges it otherwise; make "
                 "the same call with the same plan at all ranks"

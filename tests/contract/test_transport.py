@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -10,7 +11,7 @@ import pytest
 
 from mpcfl.errors import PartyLost, ProtocolError
 from mpcfl.net import reduction
-from mpcfl.net.memory import MemoryTransport, run_parties
+from mpcfl.net.memory import MemoryNetwork, MemoryTransport, run_parties
 from mpcfl.net.reduction import allreduce
 from mpcfl.secagg.base import SumSettings
 from mpcfl.secagg.ring_sum import open_ring_sum
@@ -57,7 +58,7 @@ def block(sender: int, receiver: int, salt: int = 0) -> np.ndarray:
     return (np.arange(length) * (sender + 3) + receiver + salt).astype(np.uint8)
 
 
-def check_blocks(transport) -> None:
+def check_blocks(transport, seal_bytes: int = 0) -> None:
     """Every rank gets the block that is meant for it, whatever its length."""
     rank, n = transport.rank, transport.n_ranks
     others = [r for r in range(n) if r != rank]
@@ -78,8 +79,8 @@ def check_blocks(transport) -> None:
     inbox = {r: np.empty_like(block(r, 99)) for r in others}
     transport.begin_gather(own, inbox).wait()
     assert all(np.array_equal(inbox[r], block(r, 99)) for r in others)
-    sent += len(own) * len(others)
-    got += sum(len(inbox[r]) for r in others)
+    sent += (len(own) + seal_bytes) * len(others)
+    got += sum(len(inbox[r]) + seal_bytes for r in others)
     meter = transport.meter
     assert (meter.bytes_sent, meter.bytes_received) == (before[0] + sent, before[1] + got)
 
@@ -125,6 +126,37 @@ def check_reductions(transport) -> None:
             assert pending.poll()
 
 
+def leave_behind(transport) -> list[object]:
+    """Begin all that can be begun and end nothing; the others may find it, but not as a part of
+    what follows."""
+    others = [r for r in range(transport.n_ranks) if r != transport.rank]
+    transport.exchange(dict.fromkeys(others, b"of another time"), ())
+    blocks = [np.full(50, 99, np.uint8)] * transport.n_ranks
+    inbox = {r: np.empty(50, np.uint8) for r in others}
+    return [
+        transport.begin_scatter(blocks, inbox),
+        transport.begin_gather(blocks[0], {r: np.empty(50, np.uint8) for r in others}),
+    ]
+
+
+def check_successor(transport, lost: tuple[int, ...]) -> None:
+    """Those who are left keep the whole contract among themselves, whatever was under way."""
+    left = [r for r in range(transport.n_ranks) if r not in lost]
+    transport.watch = watch = lambda: None
+    kept = leave_behind(transport)
+    following = transport.successor(lost)
+    assert following.epoch == transport.epoch + 1
+    assert following.members == tuple(transport.members[r] for r in left)
+    assert following.names == tuple(transport.names[r] for r in left)
+    assert (following.rank, following.n_ranks) == (left.index(transport.rank), len(left))
+    assert following.meter is transport.meter
+    assert following.watch is watch
+    assert following.deadline_s == transport.deadline_s
+    check_contract(following)
+    check_rings(following)
+    del kept
+
+
 # One chunk, many chunks, and MPI's own reduction.
 PATHS = (
     {"_TREE_RANKS": 1 << 20},
@@ -161,6 +193,63 @@ def test_threads_make_right_sums_over_every_path(n: int) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_threads_keep_the_contract(n: int) -> None:
     run_parties(n, check_contract)
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (2,), (1, 3)])
+def test_threads_that_are_left_keep_the_contract(lost: tuple[int, ...]) -> None:
+    def party(transport: MemoryTransport) -> None:
+        transport.names = ("north", "south", "east", "west")
+        transport.allgather(b"all here")
+        if transport.rank in lost:
+            leave_behind(transport)
+        else:
+            check_successor(transport, lost)
+
+    run_parties(4, party)
+
+
+def test_threads_can_be_left_more_than_once() -> None:
+    def party(transport: MemoryTransport) -> None:
+        transport.names = ("north", "south", "east", "west")
+        if transport.rank == 1:
+            return
+        second = transport.successor([1])
+        if transport.rank == 3:
+            leave_behind(second)
+            return
+        # Ranks are places among those who are left: that of the last one is 2 now.
+        check_successor(second, (2,))
+        assert second.successor([2]).members == (0, 2)
+        assert second.successor([2]).epoch == 2
+
+    run_parties(4, party)
+
+
+def test_threads_take_what_was_sent_before_a_death_and_then_name_the_dead() -> None:
+    network = MemoryNetwork(3, deadline_s=20.0)
+    ada, cyd = (MemoryTransport(network, seat, members=(0, 2), epoch=4) for seat in (0, 2))
+    cyd.exchange({0: b"last words"}, ())
+    network.dead.add(2)
+    assert ada.exchange({}, [1]) == {1: b"last words"}
+    start = time.monotonic()
+    with pytest.raises(PartyLost) as caught:
+        ada.exchange({}, [1])
+    assert caught.value.ranks == (1,)
+    assert time.monotonic() - start < 5.0
+
+
+def test_threads_that_wait_are_interrupted_by_their_watch() -> None:
+    network = MemoryNetwork(2, deadline_s=20.0)
+    transport = MemoryTransport(network, 0)
+
+    def raise_alarm() -> None:
+        raise PartyLost("heard of it", (1,))
+
+    transport.watch = raise_alarm
+    start = time.monotonic()
+    with pytest.raises(PartyLost, match="heard of it"):
+        transport.exchange({}, [1])
+    assert time.monotonic() - start < 5.0
 
 
 def test_threads_notice_a_buffer_that_is_changed_on_its_way() -> None:
@@ -228,6 +317,49 @@ def test_mpi_keeps_the_contract(mpirun, tmp_path: Path, n: int, duplicate: bool)
     done = mpirun(n, program, timeout_s=60)
     assert done.code == 0, done.stderr
     assert sorted(done.stdout.split("\n")) == sorted(["", *(f"kept {r}" for r in range(n))])
+
+
+LEFT = """
+import importlib.util, os, time
+from pathlib import Path
+from mpi4py import MPI
+from mpcfl.errors import PartyLost
+from mpcfl.net.mpi import MpiTransport
+spec = importlib.util.spec_from_file_location("contract", {contract!r})
+contract = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(contract)
+transport = MpiTransport(MPI.COMM_WORLD, 20.0, ["north", "south", "east", "west"])
+transport.allgather(b"all here")
+if transport.rank == 1:
+    kept = contract.leave_behind(transport)
+    os.kill(os.getpid(), 9)
+lost = ()
+while lost != (1,):
+    # The last words of the dead rank may still be taken.
+    try:
+        transport.exchange({{}}, [1])
+    except PartyLost as error:
+        lost = error.ranks
+own = MPI.COMM_WORLD.rank
+contract.check_successor(transport, lost)
+second = transport.successor(lost).successor([])
+assert second.members == (0, 2, 3) and second.epoch == 2
+assert second.allgather(bytes([own])) == [bytes([0]), bytes([2]), bytes([3])]
+print("kept", own, flush=True)
+Path(f"kept-{{own}}").touch()
+end = time.monotonic() + 15.0
+while len(list(Path().glob("kept-*"))) < 3 and time.monotonic() < end:
+    time.sleep(0.02)
+os._exit(0)
+"""
+
+
+@pytest.mark.mpi
+def test_mpi_ranks_that_are_left_keep_the_contract(mpirun, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(LEFT.format(contract=__file__))
+    done = mpirun(4, program, timeout_s=60)
+    assert sorted(done.stdout.split()) == ["0", "2", "3", "kept", "kept", "kept"], done.stderr
 
 
 LOSS = """

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from scipy import stats
 
+from mpcfl.hazmat import linear_tag
 from mpcfl.hazmat.bits import SystemBits, raw_keyed_bits
 from mpcfl.hazmat.linear_tag import (
     LONG_PRIME,
@@ -29,6 +30,21 @@ from mpcfl.hazmat.primes import is_probable_prime
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "linear_tag.json").read_text())
 BITS = (8, 16, 20, 31, 32, 33, 48, 63, 64)
 FALSE_POSITIVE_RATE = 1e-9
+needs_kernel = pytest.mark.skipif(
+    not linear_tag._HAS_KERNEL, reason="the kernel is not built: no compiler, or one of 32 bits"
+)
+
+
+@pytest.fixture(params=[pytest.param("kernel", marks=needs_kernel), "products"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Compute by the kernel, for which b = 64 is too long, or by matrix products."""
+    monkeypatch.setattr(linear_tag, "_HAS_KERNEL", request.param == "kernel")
+    name: str = request.param
+    return name
+
+
+def assert_went(way: str, r: Coefficients) -> None:
+    assert (r.limbs is None) is (way == "kernel" and r.modulus_bits < 64)
 
 
 def integers(words: np.ndarray[Any, Any]) -> list[int]:
@@ -48,11 +64,12 @@ def uniform(count: int, bits: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 @pytest.mark.parametrize(
     "case", VECTORS["cases"], ids=lambda case: f"{case['modulus_bits']}-{case['name']}"
 )
-def test_known_answers_of_an_independent_computation(case: dict[str, Any]) -> None:
+def test_known_answers_of_an_independent_computation(way: str, case: dict[str, Any]) -> None:
     bits = case["modulus_bits"]
     parts = [np.array([int(x) for x in part], dtype=np.int64) for part in case["parts"]]
     stream = raw_keyed_bits(bytes.fromhex(case["key"]))
     r = raw_coefficients(stream, [part.size for part in parts], bits)
+    assert_went(way, r)
     assert len(r.columns) == case["columns"]
     tags = [raw_linear_tag(part, r, number) for number, part in enumerate(parts)]
     assert tags == [int(tag) for tag in case["tags"]]
@@ -65,10 +82,13 @@ def test_moduli_are_prime_and_longer_than_any_difference() -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_tags_are_exact_for_any_values_at_both_ends_and_for_any_length(bits: int) -> None:
+def test_tags_are_exact_for_any_values_at_both_ends_and_for_any_length(way: str, bits: int) -> None:
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    lengths = (2 * 1024 * 1024 // 256 + 77, 1024, 0, 1)
+    # Rows of 512, in pairs and alone, whole and short.
+    lengths = (16 * 512 + 77, 3 * 512, 3 * 512 + 1, 1024, 512, 0, 1)
     r = raw_coefficients(SystemBits(), lengths, bits)
+    assert len(r.columns) == 512
+    assert_went(way, r)
     for number, length in enumerate(lengths):
         for values in (uniform(length, bits), np.full(length, low), np.full(length, high)):
             expected = tag_by_integers(values.tolist(), r, number)
@@ -77,9 +97,9 @@ def test_tags_are_exact_for_any_values_at_both_ends_and_for_any_length(bits: int
                 assert raw_linear_tag(values.astype(np.int32), r, number) == expected
 
 
-@pytest.mark.parametrize("bits", [8, 32, 63, 64])
+@pytest.mark.parametrize("bits", [8, 32, 33, 63, 64])
 @pytest.mark.parametrize("value", ["low", "high"])
-def test_the_longest_sums_of_products_are_exact(bits: int, value: str) -> None:
+def test_the_longest_sums_of_products_are_exact(way: str, bits: int, value: str) -> None:
     """Everything at its largest: every limb of a and b all ones, every value at one end."""
     end = -(1 << (bits - 1)) if value == "low" else (1 << (bits - 1)) - 1
     prime = tag_prime(bits)
@@ -98,18 +118,21 @@ def test_the_longest_sums_of_products_are_exact(bits: int, value: str) -> None:
     assert len(columns) == 1024
     whole, rest = divmod(length, 1024)
     total = sum(columns) * sum(rows[:whole]) + sum(columns[:rest]) * rows[whole]
-    assert raw_linear_tag(np.full(length, end), r, 0) == total * end % prime
+    assert_went(way, r)
+    types = (np.int32, np.int64) if bits <= 32 else (np.int64,)
+    for dtype in types:
+        assert raw_linear_tag(np.full(length, end, dtype), r, 0) == total * end % prime
 
 
 @pytest.mark.parametrize("bits", [20, 32, 64])
-def test_tags_add_up_as_vectors_do(bits: int) -> None:
+def test_tags_add_up_as_vectors_do(way: str, bits: int) -> None:
     r = raw_coefficients(SystemBits(), [300], bits)
     one, other = uniform(300, bits - 1), uniform(300, bits - 1)
     tags = [raw_linear_tag(x, r, 0) for x in (one, other, one + other)]
     assert (tags[0] + tags[1] - tags[2]) % r.prime == 0
 
 
-def test_equal_bits_give_equal_coefficients_and_parts_have_rows_of_their_own() -> None:
+def test_equal_bits_give_equal_coefficients_and_parts_have_rows_of_their_own(way: str) -> None:
     values = np.arange(50)
     one, again = (raw_coefficients(raw_keyed_bits(bytes(32)), [50, 50], 32) for _ in range(2))
     tags = [raw_linear_tag(values, one, number) for number in range(2)]
@@ -117,9 +140,49 @@ def test_equal_bits_give_equal_coefficients_and_parts_have_rows_of_their_own() -
     assert tags[0] != tags[1]
 
 
-def test_secrets_do_not_show() -> None:
+def test_secrets_do_not_show(way: str) -> None:
     r = raw_coefficients(SystemBits(), [3], 32)
-    assert str(integers(r.columns)[0]) not in repr(r)
+    assert str(integers(r.columns)[0]) not in repr(r) + repr(r.limbs)
+
+
+@needs_kernel
+def test_a_vector_may_be_read_only_and_begin_anywhere() -> None:
+    r = raw_coefficients(SystemBits(), [300], 32)
+    for dtype in (np.int32, np.int64):
+        whole = uniform(310, 32).astype(dtype)
+        part = np.frombuffer(whole.tobytes(), dtype)[7:307]
+        assert raw_linear_tag(part, r, 0) == tag_by_integers(part.tolist(), r, 0)
+
+
+WORDS = np.ones(3, np.uint64)
+REFUSED = {
+    "floats": (np.zeros(3), WORDS[:1], WORDS, 1, TypeError),
+    "short-integers": (np.zeros(3, np.int16), WORDS[:1], WORDS, 1, TypeError),
+    "no-sign": (WORDS, WORDS[:1], WORDS, 1, TypeError),
+    "other-byte-order": (np.zeros(3, ">i8"), WORDS[:1], WORDS, 1, TypeError),
+    "a-matrix": (np.zeros((3, 1), np.int64), WORDS[:1], WORDS, 1, TypeError),
+    "not-aligned": (memoryview(bytes(25))[1:].cast("q"), WORDS[:1], WORDS, 1, TypeError),
+    "gaps": (np.zeros(6, np.int64)[::2], WORDS[:1], WORDS, 1, ValueError),
+    "columns-with-a-sign": (np.zeros(3, np.int64), np.ones(1, int), WORDS, 1, TypeError),
+    "rows-with-a-sign": (np.zeros(3, np.int64), WORDS[:1], np.ones(3, int), 1, TypeError),
+    "too-few-rows": (np.zeros(3, np.int64), WORDS[:1], WORDS[:2], 1, ValueError),
+    "too-many-rows": (np.zeros(3, np.int64), WORDS[:2], WORDS, 1, ValueError),
+    "no-columns": (np.zeros(3, np.int64), WORDS[:0], WORDS, 1, ValueError),
+    "too-many-columns": (np.zeros(3, int), np.ones(1025, np.uint64), WORDS[:1], 1, ValueError),
+    "three-halves": (np.zeros(3, np.int64), WORDS[:1], WORDS, 3, ValueError),
+    "no-buffer": (3, WORDS[:1], WORDS, 1, TypeError),
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_kernel_refuses_what_is_no_form(what: str) -> None:
+    from mpcfl.hazmat import _dot
+
+    *arguments, error = REFUSED[what]
+    assert _dot.bilinear_form(np.zeros(3, np.int64), WORDS[:1], WORDS, 1) == bytes(32)
+    with pytest.raises(error):
+        _dot.bilinear_form(*arguments)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 10, 1000, 10**6, 10**8])

@@ -93,6 +93,27 @@ def test_a_told_failure_ends_a_command_that_hangs(monkeypatch) -> None:
     assert time.monotonic() - start < 5
 
 
+def test_a_job_that_came_to_its_end_is_not_waited_for_ever(monkeypatch) -> None:
+    """A rank that was left out, stopped and not dead, would keep mpirun from ending."""
+    monkeypatch.setattr(mpirun, "_GRACE_S", 0.5)
+    done = threading.Event()
+    start = time.monotonic()
+    mpirun.supervise(
+        [sys.executable, "-c", "import time; print('over', flush=True); time.sleep(60)"],
+        lambda _: done.set(),
+        done=done,
+    )
+    assert time.monotonic() - start < 5
+
+
+def test_a_job_that_ends_by_itself_in_time_is_not_killed() -> None:
+    done = threading.Event()
+    program = "import sys, time; print('over', flush=True); time.sleep(0.5); sys.exit(7)"
+    outcome = mpirun.supervise([sys.executable, "-c", program], lambda _: done.set(), done=done)
+    assert outcome.exit_code == 7
+    assert not outcome.timed_out
+
+
 def test_the_end_of_standard_error_is_kept() -> None:
     program = "import sys; [print(i, file=sys.stderr) for i in range(1000)]"
     outcome = mpirun.supervise([sys.executable, "-c", program], lambda _: None)

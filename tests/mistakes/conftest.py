@@ -13,7 +13,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -32,14 +32,16 @@ from mpcfl.dp.chain import Entry, read_chain
 from mpcfl.dp.grid import round_grid
 from mpcfl.hazmat.bits import KeystreamBits, raw_keyed_bits
 from mpcfl.net.memory import MemoryTransport, run_parties
-from mpcfl.net.meter import Meter
-from mpcfl.parties.data_party import Hooks, agree_on_model, run_data_party
+from mpcfl.parties import progress
+from mpcfl.parties.events import Event, RoundDone
 from mpcfl.parties.ledgers import open_ledgers
-from mpcfl.parties.recorder import Recorder
-from mpcfl.parties.setup import make_rank
-from mpcfl.report.checkpoint import load_checkpoint, restore, save_checkpoint
+from mpcfl.parties.program import _run_rounds
 from mpcfl.report.run_folder import RunFolder
-from mpcfl.round import PublicState, run_round, run_rounds, sum_settings
+from mpcfl.round import PublicState, run_round, run_rounds
+
+sys.path.append(str(Path(__file__).parents[1] / "parties"))
+
+from parties_in_threads import connected, loaded_ranks
 
 # Of every statistical check in this folder, per test.
 FALSE_POSITIVE_RATE = 1e-9
@@ -232,7 +234,7 @@ class Ran:
 
     Attributes:
         rounds: opened and applied rounds, as party 0 saw them.
-        sent: per rank, the messages that left it, in order.
+        sent: per rank, the messages that left it once all knew each other, in order.
         openings: sums that were opened at party 0.
         publics: the public state of every rank at the end.
         error: what ended the run, if it failed.
@@ -256,17 +258,17 @@ class Ran:
 
 
 class _CountsOpenings:
-    """A session of secure sums that counts what it opens."""
+    """A session of secure sums that counts what it opens, and shows what it talks on."""
 
-    def __init__(self, secure: Any, ran: Ran, rank: int) -> None:
-        self._secure, self._ran, self._rank = secure, ran, rank
+    def __init__(self, secure: Any, ran: Ran, transport: Any) -> None:
+        self._secure, self._ran, self.transport = secure, ran, transport
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._secure, name)
 
     def open(self, aggregated: Any) -> Any:
         total = self._secure.open(aggregated)
-        self._ran.openings += self._rank == 0
+        self._ran.openings += self.transport.rank == 0
         return total
 
 
@@ -311,47 +313,50 @@ def run_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ra
 
     def run(job: Job, resumed: RunFolder | None = None) -> Ran:
         ran = Ran(resumed or RunFolder(tmp_path / f"run-{next(count)}"))
-        ran.folder.path.mkdir(exist_ok=True)
-        ranks = [make_rank(job, number) for number in range(job.n_ranks)]
+        ranks = loaded_ranks(job, ran.folder, range(job.n_ranks))
         ran.publics = [rank.public for rank in ranks]
-        if resumed is None:
-            save_checkpoint(ran.folder.checkpoint, ran.publics[0], 0)
-        for rank in ranks if resumed is not None else ():
-            checkpoint = load_checkpoint(ran.folder.checkpoint)
-            restore(rank.public, checkpoint)
-            rank.resumed, rank.first_round = True, checkpoint.facts.next_round
+
+        def told(event: Event) -> None:
+            if isinstance(event, RoundDone):
+                ran.rounds.append(event.round - 1)
 
         def program(transport: MemoryTransport) -> None:
-            number, names = transport.rank, job.parties.all_names()
-            rank = ranks[number]
-            _watch(transport, ran.sent.setdefault(number, []))
-            open_ledgers(rank, transport, names, ran.folder)
-            secure: Any = rank.open_backend(transport, sum_settings(rank.public, "test"))
-            counted: Any = _CountsOpenings(secure, ran, number)
-            recorder = Recorder(rank, ran.folder, lambda _: None) if number == 0 else None
+            rank = ranks[transport.rank]
+            with closing(connected(job, transport)) as connection:
+                _watch(transport, ran.sent.setdefault(transport.rank, []))
+                open_ledgers(rank, connection, ran.folder)
+                _run_rounds(rank, ran.folder, connection, told)
 
-            def done(round_id: int, meter: Meter, traffic: Any) -> None:
-                ran.rounds.append(round_id)
-                if recorder is not None:
-                    recorder.after_round(round_id, meter, traffic)
+        open_sum = progress.open_sum
 
-            try:
-                hooks = Hooks() if recorder is None else Hooks(recorder.applied, done)
-                stopped = run_data_party(rank, counted, transport, hooks)
-                digest = agree_on_model(rank, transport, names)
-                if recorder is not None:
-                    recorder.finish(digest, stopped)
-            finally:
-                if rank.ledger is not None:
-                    rank.ledger.close()
+        def open_counted(open_backend: Any, transport: Any, settings: Any) -> Any:
+            secure = open_sum(open_backend, transport, settings)
+            return _CountsOpenings(secure, ran, transport)
 
+        monkeypatch.setattr(progress, "open_sum", open_counted)
         try:
             run_parties(job.n_ranks, program, deadline_s=120.0)
         except Exception as error:  # noqa: BLE001 - the test says which one it expects
             ran.error = error
+        finally:
+            monkeypatch.setattr(progress, "open_sum", open_sum)
         return ran
 
     return run
+
+
+@pytest.fixture
+def uncharged() -> Callable[..., str | None]:
+    """Return `_reserve` with this mistake: an attempt is made, but no ledger hears of it."""
+
+    def reserve(right: Callable[..., str | None], run: Any, attempt: int) -> str | None:
+        ledger, run.rank.ledger = run.rank.ledger, None
+        try:
+            return right(run, attempt)
+        finally:
+            run.rank.ledger = ledger
+
+    return reserve
 
 
 @pytest.fixture

@@ -113,19 +113,30 @@ def test_one_attempt_has_one_opening(plan_of, ledger_of):
             ledger.opened(token)
 
 
-def test_every_opening_of_a_run_has_an_entry_of_its_own(job_of, line_task, run_job, sabotage):
-    job = job_of(line_task, training={"rounds": 3})
+@pytest.mark.parametrize("checked", [False, True])
+def test_every_opening_of_a_run_has_an_entry_of_its_own(
+    checked, job_of, line_task, run_job, sabotage
+):
+    job = job_of(line_task, training={"rounds": 3}, aggregation={"checked": checked})
 
-    def each_is_charged() -> bool:
+    def run():
         ran = run_job(job)
         attempts = {(c["round_id"], c["attempt"]) for c in ran.reserves(0)}
-        return ran.openings == len(ran.reserves(0)) == len(attempts)
+        return ran, ran.openings == len(ran.reserves(0)) == len(attempts)
 
-    assert each_is_charged()
+    ran, each_is_charged = run()
+    assert each_is_charged
+    assert ran.openings == 3
 
     def tries_twice(right, *arguments):
         right(*arguments)
         return right(*arguments)
 
     with sabotage("mpcfl.parties.data_party:protected_sum", tries_twice):
-        assert not each_is_charged()
+        ran, each_is_charged = run()
+    if checked:
+        # The session itself has one opening for each name.
+        assert isinstance(ran.error, OutOfOrder)
+        assert (ran.openings, ran.rounds) == (1, [])
+    else:
+        assert not each_is_charged

@@ -155,14 +155,16 @@ def resumed_spends(job_of, line_task, run_job, sabotage):
     return run
 
 
-def test_a_run_that_died_and_was_resumed_pays_for_the_lost_round(resumed_spends, sabotage):
+def test_a_run_that_died_and_was_resumed_pays_for_the_lost_round(
+    resumed_spends, sabotage, uncharged
+):
     assert resumed_spends() == 3
 
-    def paid_already(right, rank, round_id):
+    def paid_already(right, run, attempt):
         """The round that was lost is not charged again."""
-        if rank.resumed and round_id == rank.first_round:
-            return None, None
-        return right(rank, round_id)
+        if run.rank.resumed and run.progress.round_id == run.rank.first_round:
+            return uncharged(right, run, attempt)
+        return right(run, attempt)
 
     with sabotage("mpcfl.parties.data_party:_reserve", paid_already):
         assert resumed_spends() == 2

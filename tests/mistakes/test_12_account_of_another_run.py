@@ -81,9 +81,15 @@ def test_the_ledger_holds_the_events_that_happened(account_is_of_this_run):
     assert account_is_of_this_run()
 
 
-def one_step(right, rank, round_id, *more):
-    """One step is charged for the whole run."""
-    return right(rank, round_id, *more) if round_id == 0 else (None, None)
+def test_the_check_fires_on_one_charge_for_all_steps(account_is_of_this_run, sabotage, uncharged):
+    def one_step(right, run, attempt):
+        """One step is charged for the whole run."""
+        if run.progress.round_id > 0:
+            return uncharged(right, run, attempt)
+        return right(run, attempt)
+
+    with sabotage("mpcfl.parties.data_party:_reserve", one_step):
+        assert not account_is_of_this_run()
 
 
 def other_rate(right, plan, *arguments, **named):
@@ -99,11 +105,10 @@ def other_noise(right, plan, bits=None):
 @pytest.mark.parametrize(
     ("stage", "mistake"),
     [
-        ("mpcfl.parties.data_party:_reserve", one_step),
         ("mpcfl.parties.data_party:planned_charge", other_rate),
         ("mpcfl.round:draw_noise_share", other_noise),
     ],
-    ids=["steps", "rate", "noise"],
+    ids=["rate", "noise"],
 )
 def test_the_check_fires_on_an_account_of_another_run(
     stage, mistake, account_is_of_this_run, sabotage

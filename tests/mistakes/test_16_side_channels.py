@@ -89,7 +89,7 @@ def test_so_they_have_whatever_travels(unit, privacy, parties, two_runs):
 
 def test_the_check_fires_on_numbers_of_examples(two_runs, sabotage):
     def tells_its_size(right, public, party, secure, *more):
-        secure._transport.allgather(str(len(party.records[0])).encode())
+        secure.secure.transport.allgather(str(len(party.records[0])).encode())
         return right(public, party, secure, *more)
 
     with sabotage("mpcfl.parties.data_party:protected_sum", tells_its_size):
@@ -103,7 +103,7 @@ def test_the_check_sees_the_vectors_themselves(backend, two_runs):
     first, _ = two_runs("party", backend)
     words = 3 * (1 if backend == "ring" else 2) * 4
     for sizes in lengths(first).values():
-        assert sizes.count(words) >= 2
+        assert sizes.count(words) >= 2, sizes
 
 
 def json_of(ran) -> dict[str, Any]:

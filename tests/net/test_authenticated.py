@@ -59,7 +59,11 @@ def test_the_contract_of_a_transport_holds(n: int) -> None:
         following, previous = (rank + 1) % n, (rank - 1) % n
         if n > 1:
             assert transport.exchange({following: b"on"}, [previous]) == {previous: b"on"}
-        contract.check_blocks(transport)
+        # The first gather of all exchanges keys, which are counted too.
+        transport.begin_gather(
+            np.zeros(0, np.uint8), {r: np.zeros(0, np.uint8) for r in others}
+        ).wait()
+        contract.check_blocks(transport, seal_bytes=OVERHEAD_BYTES)
         contract.check_several_at_once(transport)
         contract.check_reductions(transport)
         contract.check_rings(transport)
@@ -311,3 +315,59 @@ def test_an_attacker_without_the_secrets_makes_no_message_that_opens() -> None:
 
     with pytest.raises(ProtocolError, match="failed authentication"):
         run_parties(2, party)
+
+
+def test_opened_slices_are_sealed_and_a_changed_one_is_refused() -> None:
+    secret_sum = np.arange(1000, 1960, dtype=np.uint32).view(np.uint8)
+    seen: list[bytes] = []
+
+    class Listening(MemoryTransport):
+        flips = False
+
+        def begin_gather(self, own, inbox):
+            seen.append(own.tobytes())
+            if self.flips:
+                own = own.copy()
+                own[7] ^= 1
+            return super().begin_gather(own, inbox)
+
+    def party(inner: MemoryTransport) -> str:
+        inner.__class__ = Listening
+        transport = wrap(inner)
+        inbox = {r: np.empty_like(secret_sum) for r in range(3) if r != inner.rank}
+        transport.begin_gather(secret_sum, inbox).wait()
+        assert all(np.array_equal(block, secret_sum) for block in inbox.values())
+        inner.flips = inner.rank == 2
+        pending = transport.begin_gather(secret_sum, inbox)
+        try:
+            pending.wait()
+        except AuthenticationError as error:
+            # What is right is known all the same, and what is not is not.
+            assert pending.arrived() == {0, 1} - {inner.rank}
+            return error.peer
+        return ""
+
+    assert run_parties(3, party) == ["east", "east", ""]
+    assert len(seen) == 6
+    assert len(set(seen)) == 6, "no two blocks travel alike"
+    assert not any(secret_sum.tobytes()[:64] in message for message in seen)
+
+
+def test_a_reduction_never_carries_the_sum() -> None:
+    inputs = [np.full(20, 3 + 5 * rank, dtype=np.uint64) for rank in range(3)]
+    total = sum(inputs).tobytes()
+    seen: list[bytes] = []
+
+    class Listening(MemoryTransport):
+        def begin_gather(self, own, inbox):
+            seen.append(own.tobytes())
+            return super().begin_gather(own, inbox)
+
+    def party(inner: MemoryTransport) -> bytes:
+        inner.__class__ = Listening
+        words = inputs[inner.rank].copy()
+        wrap(inner).begin_allreduce(words).wait()
+        return words.tobytes()
+
+    assert run_parties(3, party) == [total] * 3
+    assert sorted(seen) == sorted(vector.tobytes() for vector in inputs)

@@ -154,3 +154,25 @@ def test_whoever_says_something_else_is_named_by_all_others(said, expected, talk
 
     for words in run_parties(3, party)[::2]:
         assert words.startswith(f"{expected} was expected, and what came ")
+
+
+ESCAPES = "bad \x1b[2Kdisk\nrank 0: all is well\r\u202e"
+SHOWN = "bad ?[2Kdisk?rank 0: all is well??"
+
+
+def test_a_peers_reason_can_not_write_lines_of_its_own() -> None:
+    found = outcomes(lambda r: {}, lambda r: ConfigError(ESCAPES) if r == 1 else None)
+    assert {str(error) for error in found} == {f"south (rank 1): {SHOWN}"}
+    found = outcomes(lambda r: {}, lambda r: ConfigError(ESCAPES))
+    assert {str(error) for error in found} == {SHOWN}
+
+
+def test_a_peers_objection_can_not_write_lines_of_its_own() -> None:
+    heard = run_parties(2, lambda t: agree_to_go_on(t, ESCAPES if t.rank else None, ESCAPES))
+    # A statement is a document, and not shown.
+    assert heard == [(SHOWN, [ESCAPES, ESCAPES])] * 2
+
+
+def test_a_peers_versions_can_not_write_lines_of_their_own() -> None:
+    found = outcomes(lambda r: {"libraries": "numpy==1\x1b[2K" if r else "numpy==1"})
+    assert all("(numpy 1?[2K instead of 1)" in str(error) for error in found)

@@ -24,6 +24,7 @@ from mpcfl.net.wire import (
     fixed,
     listing,
     optional,
+    printable,
     record,
     text,
 )
@@ -75,10 +76,12 @@ def test_the_layout_is_the_one_of_version_1() -> None:
 
 
 def test_kinds_keep_their_numbers() -> None:
-    assert {kind.name: int(kind) for kind in Kind if kind <= Kind.HOLDINGS} == {
+    assert {kind.name: int(kind) for kind in Kind} == {
         "HELLO": 1, "SIGNATURE": 2, "STATEMENT": 3, "RUN_NONCE": 4, "GO_ON": 5, "READY": 6,
-        "TOTALS": 7, "PUBLIC_KEY": 8, "DIGEST": 9, "TAG_KEY": 10, "TAGS": 11, "VERDICT": 12,
-        "ALARM": 13, "MOVED": 14, "VIEW": 15, "VIEW_SIGNATURE": 16, "HOLDINGS": 17,
+        "HOST": 7, "FOLDER": 8, "FINISHED": 9, "LEDGER": 10, "LEDGER_MEMORY": 11, "TOTALS": 12,
+        "GOODBYE": 13, "ALARM": 14, "VIEW_SIGNATURE": 15, "HOLDINGS": 16, "SUM_OPTIONS": 17,
+        "GRAPH_COMMITMENT": 18, "GRAPH_NONCE": 19, "SHARED_SUM": 20, "TAG_KEY": 21, "TAGS": 22,
+        "NONCE": 23, "VERDICT": 24, "KEY_HELD": 25,
     }  # fmt: skip
 
 
@@ -242,3 +245,19 @@ def test_a_text_is_cut_to_fit(words: str, max_bytes: int, expected: str) -> None
     assert of(text(max_bytes)).decode(of(text(max_bytes)).encode(value=expected)) == {
         "value": expected
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("", ""),
+        ("no file 'a b' (ß€漢🙂)", "no file 'a b' (ß€漢🙂)"),
+        ("bad\nrun: complete", "bad?run: complete"),
+        ("\x1b[2K\rok\x07\x00", "?[2K?ok??"),
+        ("\x9b31m\u2028\x85", "?31m??"),  # escape and line ends in one character
+        ("a\u202eb\u200b", "a?b?"),  # turns the direction; has no width
+        ("\udc80", "?"),
+    ],
+)
+def test_what_a_peer_says_is_shown_without_what_moves_the_cursor(words: str, shown: str) -> None:
+    assert printable(words) == shown

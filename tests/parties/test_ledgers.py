@@ -5,20 +5,38 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mpcfl.config import Job, parse_job
-from mpcfl.dp.heads import SeenHeads, heads_path
-from mpcfl.dp.ledger import planned_charge, verify_ledger
+from mpcfl.dp.heads import Claim, SeenHeads, heads_path
+from mpcfl.dp.ledger import Ledger, planned_charge, verify_ledger
 from mpcfl.dp.ledger_key import LedgerKey, key_path
-from mpcfl.errors import LedgerError, PartyNotReady
+from mpcfl.errors import LedgerError, PartyNotReady, ProtocolError
 from mpcfl.net.memory import MemoryTransport, run_parties
-from mpcfl.parties.ledgers import _claims, head_statement, open_ledgers, remember_heads
+from mpcfl.parties.ledgers import (
+    _LEDGER_MEMORY,
+    _claims,
+    _take,
+    _told_memory,
+    _written,
+    head_statement,
+    open_ledgers,
+    remember_heads,
+)
 from mpcfl.parties.setup import Rank, make_rank
 from mpcfl.report.run_folder import RunFolder
+from mpcfl.report.run_record import RoundRecord, append_round
+
+sys.path.append(str(Path(__file__).parent))
+
+from parties_in_threads import connected
 
 NAMES = ("bob", "alice")
 JOB = {
@@ -49,7 +67,9 @@ def make_ranks(job: Job) -> Callable[..., list[Rank]]:
 
 def opened(ranks: list[Rank], folder: RunFolder) -> list[Rank]:
     def party(transport: MemoryTransport) -> None:
-        open_ledgers(ranks[transport.rank], transport, NAMES, folder)
+        rank = ranks[transport.rank]
+        with closing(connected(rank.public.job, transport)) as connection:
+            open_ledgers(rank, connection, folder)
 
     try:
         run_parties(2, party)
@@ -68,9 +88,11 @@ def refusals(ranks: list[Rank], folder: RunFolder) -> set[str]:
     """Open all ledgers; both parties must refuse, and the reasons are returned."""
 
     def party(transport: MemoryTransport) -> str:
-        with pytest.raises(PartyNotReady) as caught:
-            open_ledgers(ranks[transport.rank], transport, NAMES, folder)
-        return str(caught.value)
+        rank = ranks[transport.rank]
+        with closing(connected(rank.public.job, transport)) as connection:
+            with pytest.raises(PartyNotReady) as caught:
+                open_ledgers(rank, connection, folder)
+            return str(caught.value)
 
     try:
         return set(run_parties(2, party))
@@ -86,13 +108,14 @@ def folder(tmp_path: Path, make_ranks: Callable[..., list[Rank]]) -> RunFolder:
 
     def party(transport: MemoryTransport) -> None:
         rank = ranks[transport.rank]
-        open_ledgers(rank, transport, NAMES, folder)
-        for attempt in range(2):
-            if attempt == 1 and transport.rank == 1:
-                break
-            rank.ledger.reserve(planned_charge(rank.public.plan, 0, attempt))
-        statements = [text.decode() for text in transport.allgather(head_statement(rank).encode())]
-        remember_heads(rank, NAMES, statements)
+        with closing(connected(rank.public.job, transport)) as connection:
+            open_ledgers(rank, connection, folder)
+            for attempt in range(2):
+                if attempt == 1 and transport.rank == 1:
+                    break
+                rank.ledger.reserve(planned_charge(rank.public.plan, 0, attempt))
+            heads = connection.transport.allgather(head_statement(rank).encode())
+            remember_heads(rank, connection.members, [text.decode() for text in heads])
 
     run_parties(2, party)
     close(ranks)
@@ -103,7 +126,7 @@ def test_all_remember_all_and_use_the_largest_attempt_of_any(
     folder: RunFolder, make_ranks: Callable[..., list[Rank]]
 ) -> None:
     for rank in opened(make_ranks(resumed=True), folder):
-        assert (rank.attempt_of(0), rank.attempt_of(1)) == (2, 0)
+        assert (rank.next_attempt(0), rank.next_attempt(1)) == (2, 0)
         assert [head.identity for head in rank.seen.all()] == ["toy/bob", "toy/alice"]
         assert [head.length for head in rank.seen.all()] == [3, 2]
     report = verify_ledger(folder.ledger_jsonl(0))
@@ -159,20 +182,32 @@ def test_a_claim_that_nobody_signed_is_the_fault_of_who_makes_it(
     folder: RunFolder, make_ranks: Callable[..., list[Rank]]
 ) -> None:
     rank = make_ranks(resumed=True)[0]
-    heads = [
-        dataclasses.asdict(h) for h in SeenHeads.load(heads_path(folder.ledger_jsonl(1))).all()
-    ]
-    honest = json.dumps(heads).encode()
+    seen = SeenHeads.load(heads_path(folder.ledger_jsonl(1)))
+    honest = _told_memory(seen)
+    heads = [_written(head) for head in seen.all()]
     heads[0]["length"] = 999
-    forged = json.dumps(heads).encode()
-    assert [claim.witness for claim in _claims(rank, 0, NAMES, [honest, honest])] == list(NAMES)
+    forged = _LEDGER_MEMORY.encode(heads=heads)
+    link: Any = SimpleNamespace(number=0, members=(0, 1), names=NAMES)
+    assert [claim.witness for claim in _claims(rank, link, [honest, honest]) or ()] == list(NAMES)
     for memory, words in (
         (forged, "alice holds a ledger head that nobody signed"),
-        (b"{", "alice holds a ledger head that nobody signed"),
-        (b"[]", "alice no longer remembers the ledger of toy/bob"),
+        (_told_memory(None), "alice no longer remembers the ledger of toy/bob"),
     ):
         with pytest.raises(LedgerError, match=f"{words}.*its file of heads was changed"):
-            _claims(rank, 0, NAMES, [honest, memory])
+            _claims(rank, link, [honest, memory])
+
+
+@pytest.mark.parametrize("said", [b"", b"[]", 20_000 * b"["])
+def test_a_party_that_tells_something_else_of_its_ledger_is_named(
+    said: bytes, folder: RunFolder, make_ranks: Callable[..., list[Rank]]
+) -> None:
+    rank = opened(make_ranks(resumed=True), folder)[0]
+    honest = _told_memory(rank.seen)
+    link: Any = SimpleNamespace(number=0, members=(0, 1), names=NAMES)
+    with pytest.raises(ProtocolError, match=r"^a ledger-memory message from alice was expected"):
+        _claims(rank, link, [honest, said])
+    with pytest.raises(ProtocolError, match=r"^a ledger message from bob was expected"):
+        _take(rank, link, [said, said])
 
 
 def test_a_round_needs_every_partys_own_signed_head(
@@ -186,13 +221,14 @@ def test_a_round_needs_every_partys_own_signed_head(
     )
     for statement, words in (
         ("", "alice stated no valid head"),
+        (20_000 * "[", "alice stated no valid head"),
         (alice.replace('"length": 2', '"length": 3'), "alice stated no valid head"),
         (bob, "alice stated the head of another ledger"),
     ):
         with pytest.raises(LedgerError, match=words):
-            remember_heads(rank, NAMES, [bob, statement])
+            remember_heads(rank, (0, 1), [bob, statement])
         assert not rank.seen.path.exists()
-    remember_heads(rank, NAMES, [bob, alice])
+    remember_heads(rank, (0, 1), [bob, alice])
     assert len(SeenHeads.load(rank.seen.path).all()) == 2
 
 
@@ -202,6 +238,54 @@ def test_a_checkpoint_that_is_ahead_of_a_ledger_is_of_another_run(
     opened(make_ranks(resumed=True, first_round=1), folder)
     (reason,) = refusals(make_ranks(resumed=True, first_round=2), folder)
     assert "the checkpoint holds round 2, which this ledger never reserved" in reason
+
+
+def note_rounds(folder: RunFolder, *parties: Sequence[str]) -> None:
+    """Write who took part in the rounds from the first on."""
+    folder.checkpoint.mkdir(exist_ok=True)
+    for number, names in enumerate(parties, start=1):
+        record = RoundRecord(number, 0, tuple(names), None, None, None, {}, 0, 0, 0)
+        append_round(folder.rounds_jsonl, record)
+
+
+def test_a_party_that_was_lost_comes_back_with_the_ledger_that_it_had(
+    folder: RunFolder, make_ranks: Callable[..., list[Rank]]
+) -> None:
+    """The checkpoint is two rounds ahead of alice, who took part in the first one only."""
+    ranks = make_ranks(resumed=False)
+    path = folder.ledger_jsonl(0)
+    heads = SeenHeads.load(heads_path(path))
+    with Ledger.open(
+        path,
+        identity="toy/bob",
+        budget=ranks[0].budget,
+        accountant=ranks[0].public.job.privacy.accountant,
+        claims=[Claim("bob", heads.of("toy/bob"))],
+    ) as ledger:
+        for round_id in (1, 2):
+            ledger.abandon(ledger.reserve(planned_charge(ranks[0].public.plan, round_id, 0)))
+    note_rounds(folder, NAMES, ["bob"], ["bob"])
+    for rank in opened(make_ranks(resumed=True, first_round=3), folder):
+        assert [rank.next_attempt(round_id) for round_id in range(4)] == [2, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "parties",
+    [
+        (NAMES, NAMES),
+        (NAMES,),
+        ([], NAMES, []),
+    ],
+    ids=["took part", "last round is not recorded", "took part before it was lost"],
+)
+def test_a_party_that_took_part_must_have_reserved_that_round(
+    folder: RunFolder, make_ranks: Callable[..., list[Rank]], parties: tuple[Sequence[str], ...]
+) -> None:
+    note_rounds(folder, *parties)
+    ranks = make_ranks(resumed=True, first_round=max(2, len(parties)))
+    (reason,) = refusals(ranks, folder)
+    assert "alice" in reason or "bob" in reason
+    assert "round 2, which this ledger never reserved" in reason
 
 
 def test_ledgers_of_another_run_of_the_same_job_are_refused(

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from mpcfl.config import Job, parse_job
-from mpcfl.net.memory import MemoryTransport, run_parties
-from mpcfl.parties.data_party import Hooks, run_data_party
-from mpcfl.parties.setup import make_rank
-from mpcfl.round import sum_settings
+from mpcfl.parties.setup import Rank
+from mpcfl.report.run_folder import RunFolder
 from mpcfl.secagg.base import SumId
 
+sys.path.append(str(Path(__file__).parent))
 
-class NotedSum:
-    """A session that notes under which name each sum is protected."""
+from parties_in_threads import run_job
 
-    def __init__(self, secure: Any) -> None:
-        self._secure = secure
-        self.names: list[SumId | None] = []
-
-    def protect(self, levels: Any, sum_id: SumId | None = None) -> Any:
-        self.names.append(sum_id)
-        return self._secure.protect(levels, sum_id)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._secure, name)
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 @pytest.fixture(params=["ring", "crypten"])
@@ -41,24 +32,25 @@ def job(request: pytest.FixtureRequest) -> Job:
     return parse_job(document, "inline")
 
 
-def names_of_sums(job: Job, first_round: int, attempts: dict[int, int]) -> list[list[SumId]]:
-    ranks = [make_rank(job, number) for number in range(2)]
+def names_of_sums(
+    job: Job, folder: Path, first_round: int = 0, attempts: Mapping[int, int] | None = None
+) -> list[list[SumId]]:
+    """Run a job from a round on; return what each party called its sums."""
 
-    def party(transport: MemoryTransport) -> list[SumId]:
-        rank = ranks[transport.rank]
-        rank.first_round, rank.attempts = first_round, attempts
-        secure: Any = NotedSum(rank.open_backend(transport, sum_settings(rank.public, "00" * 16)))
-        run_data_party(rank, secure, transport, Hooks())
-        secure.close()
-        return secure.names
+    def prepare(rank: Rank) -> None:
+        rank.first_round, rank.attempts = first_round, dict(attempts or {})
 
-    return run_parties(2, party)
-
-
-def test_a_new_run_makes_first_attempts(job: Job) -> None:
-    assert names_of_sums(job, 0, {}) == [[SumId(k) for k in range(4)]] * 2
+    ran = run_job(job, RunFolder(folder / "run"), prepare=prepare)
+    assert ran.errors == {}
+    return [[sum_id for number, sum_id in ran.inputs if number == party] for party in range(2)]
 
 
-def test_a_resumed_run_names_the_attempt_at_the_round_that_broke_off(job: Job) -> None:
+def test_a_new_run_makes_first_attempts(job: Job, tmp_path: Path) -> None:
+    assert names_of_sums(job, tmp_path) == [[SumId(k) for k in range(4)]] * 2
+
+
+def test_a_resumed_run_names_the_attempt_at_the_round_that_broke_off(
+    job: Job, tmp_path: Path
+) -> None:
     expected = [SumId(1, 2), SumId(2, 1), SumId(3)]
-    assert names_of_sums(job, 1, {0: 1, 1: 2, 2: 1}) == [expected] * 2
+    assert names_of_sums(job, tmp_path, 1, {0: 1, 1: 2, 2: 1}) == [expected] * 2

@@ -16,6 +16,7 @@ from mpcfl.hazmat.linear_tag import LONG_PRIME, SHORT_PRIME, tag_prime
 from mpcfl.net.authenticated import AuthenticatedTransport
 from mpcfl.net.channel import SealedTransport, agree_pair_secrets
 from mpcfl.net.memory import MemoryTransport, run_parties
+from mpcfl.net.wire import Kind
 from mpcfl.secagg.base import SumId, SumSettings
 from mpcfl.secagg.checked_sum import CheckedProduct, CheckedSum
 from mpcfl.secagg.custody import assign_roles
@@ -405,7 +406,7 @@ def test_an_aggregator_gets_verdicts_and_neither_keys_nor_tags(monkeypatch):
 
     sessions = run_parties(4, party)
     kinds = {text[5] for _, target, text in tap.seen if target == 3 and text[:4] == b"mpfl"}
-    assert kinds == {12}  # verdicts
+    assert kinds == {Kind.VERDICT}
     assert sessions[3]._tags is None
 
 

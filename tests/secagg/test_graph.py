@@ -14,10 +14,13 @@ from scipy import stats
 from mpcfl.errors import MpcflError, PartyLost, ProtocolError, TranscriptMismatch
 from mpcfl.hazmat.bits import domain_tag
 from mpcfl.net.memory import MemoryTransport, run_parties
+from mpcfl.net.wire import Format, Kind, fixed
 from mpcfl.secagg import graph
 from mpcfl.secagg.graph import agree_neighbors, draw_order
 
 N = 9
+COMMITMENT = Format(Kind.GRAPH_COMMITMENT, commitment=fixed(32))
+NONCE = Format(Kind.GRAPH_NONCE, nonce=fixed(32))
 
 
 class FixedBits:
@@ -114,15 +117,24 @@ def test_nothing_is_revealed_before_all_have_committed() -> None:
         agree_neighbors(transport, "run", 4, FixedBits(transport.rank))
 
     run_parties(N, party)
-    nonces = {rank: FixedBits(rank).words(4).tobytes() for rank in range(N)}
+    nonces = {rank: nonce_message(FixedBits(rank).words(4).tobytes()) for rank in range(N)}
     sent = {rank: [m for r, m in log if r == rank] for rank in range(N)}
     for rank in range(N):
         tag = domain_tag("graph-commitment", "run", rank)
-        assert sent[rank][0] == hashlib.sha256(tag + nonces[rank]).digest()
+        digest = hashlib.sha256(tag + FixedBits(rank).words(4).tobytes()).digest()
+        assert sent[rank][0] == COMMITMENT.encode(commitment=digest)
         assert sent[rank][1] == nonces[rank]
-        assert [len(message) for message in sent[rank]] == [32, 32, 32]
+        assert [len(message) for message in sent[rank]] == [42, 42, 32]
     first_reveal = min(log.index((rank, nonces[rank])) for rank in range(N))
     assert all(log.index((rank, sent[rank][0])) < first_reveal for rank in range(N))
+
+
+def promise(run_id: str, rank: int, nonce: bytes) -> bytes:
+    return COMMITMENT.encode(commitment=graph._commitment(run_id, rank, nonce))
+
+
+def nonce_message(nonce: bytes) -> bytes:
+    return NONCE.encode(nonce=nonce)
 
 
 class Rewritten(MemoryTransport):
@@ -151,20 +163,29 @@ def replace(messages: list[bytes], rank: int, message: bytes) -> list[bytes]:
     return [*messages[:rank], message, *messages[rank + 1 :]]
 
 
-@pytest.mark.parametrize(
-    "changed", [bytes(32), b"", b"short", bytes(33)], ids=["zero", "empty", "short", "long"]
-)
-def test_who_reveals_something_else_is_named_by_all(changed: bytes) -> None:
+def test_who_reveals_something_else_is_named_by_all() -> None:
+    changed = nonce_message(bytes(32))
     errors = run_rewritten(lambda call, m: replace(m, 5, changed) if call == 1 else m)
     assert len(errors) == N
     assert all(type(error) is ProtocolError for error in errors.values())
     assert all(str(error).startswith("rank 5 revealed other bytes") for error in errors.values())
 
 
+@pytest.mark.parametrize("said", [b"", b"short", bytes(32), nonce_message(bytes(32)) + b"x"])
+@pytest.mark.parametrize(("call", "kind"), [(0, "graph-commitment"), (1, "graph-nonce")])
+def test_who_says_something_else_is_named_by_all(said: bytes, call: int, kind: str) -> None:
+    errors = run_rewritten(lambda at, m: replace(m, 5, said) if at == call else m)
+    assert len(errors) == N
+    assert all(type(error) is ProtocolError for error in errors.values())
+    expected = f"a {kind} message from rank 5 was expected"
+    assert all(str(error).startswith(expected) for error in errors.values())
+
+
 @pytest.mark.parametrize("nonce", [b"", b"short", bytes(40)], ids=len)
 def test_a_kept_promise_of_the_wrong_length_is_refused(nonce: bytes) -> None:
-    promise = graph._commitment("run", 5, nonce)
-    errors = run_rewritten(lambda call, m: replace(m, 5, (promise, nonce, m[5])[call]))
+    kept = Format(Kind.GRAPH_NONCE, nonce=fixed(len(nonce))).encode(nonce=nonce)
+    said = (promise("run", 5, nonce), kept)
+    errors = run_rewritten(lambda call, m: replace(m, 5, (*said, m[5])[call]))
     assert len(errors) == N
     assert all("rank 5" in str(error) for error in errors.values())
 
@@ -178,18 +199,16 @@ def test_nobody_can_take_over_the_commitment_of_another() -> None:
 
 def test_nobody_can_bring_a_commitment_from_another_run() -> None:
     nonce = bytes(range(32))
-    old = graph._commitment("yesterday", 5, nonce)
-    errors = run_rewritten(lambda call, m: replace(m, 5, (old, nonce, m[5])[call]))
+    said = (promise("yesterday", 5, nonce), nonce_message(nonce))
+    errors = run_rewritten(lambda call, m: replace(m, 5, (*said, m[5])[call]))
     assert len(errors) == N
     assert all("rank 5" in str(error) for error in errors.values())
 
 
 def test_who_tells_two_ranks_different_bytes_stops_all() -> None:
     nonce = bytes(range(32))
-    other = graph._commitment("run", 5, nonce)
-    errors = run_rewritten(
-        lambda call, m: replace(m, 5, (other, nonce, m[5])[call]), victims=range(3, 4)
-    )
+    said = (promise("run", 5, nonce), nonce_message(nonce))
+    errors = run_rewritten(lambda call, m: replace(m, 5, (*said, m[5])[call]), victims=range(3, 4))
     assert len(errors) == N
     assert all(type(error) is TranscriptMismatch for error in errors.values())
     assert all("rank 3 saw the bytes for the graph" in str(error) for error in errors.values())

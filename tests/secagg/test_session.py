@@ -21,7 +21,7 @@ from mpcfl.errors import (
 from mpcfl.net.memory import run_parties
 from mpcfl.secagg.base import SumId
 from mpcfl.secagg.opening import backend_of
-from mpcfl.secagg.options import compare
+from mpcfl.secagg.options import _SUM_OPTIONS, compare
 from mpcfl.secagg.registry import backend_names
 
 
@@ -490,9 +490,29 @@ def test_dim_zero_works():
 
 
 @pytest.mark.parametrize(
-    "other", [b"a=1\x0bb=2", b"a=1\nb=2\n", b"a=1\nb=2\nc=3", b"a=1", b"\xff=1\nb=2"]
+    ("other", "theirs", "ours"),
+    [
+        (("a=1\nb=2",), "a=1?b=2", "a=1"),
+        (("a=1", "b=2", ""), "", "nothing more"),
+        (("a=1", "b=2", "c=3"), "c=3", "nothing more"),
+        (("a=1",), "nothing more", "b=2"),
+        (("\x1b[2Ka=1", "b=2"), "?[2Ka=1", "a=1"),
+        ((), "nothing more", "a=1"),
+        (("a=1", "b=2", "nothing more"), "nothing more", "nothing more"),
+    ],
 )
-def test_settings_that_differ_in_one_byte_are_never_taken_for_equal(other: bytes) -> None:
-    compare([b"a=1\nb=2"] * 3)
-    with pytest.raises(TranscriptMismatch, match="rank 1 wants"):
-        compare([b"a=1\nb=2", other])
+def test_settings_that_differ_in_one_byte_are_never_taken_for_equal(
+    other: tuple[str, ...], theirs: str, ours: str
+) -> None:
+    own, others = (_SUM_OPTIONS.encode(facts=facts) for facts in (("a=1", "b=2"), other))
+    compare([own] * 3)
+    with pytest.raises(TranscriptMismatch) as caught:
+        compare([own, others])
+    assert str(caught.value).startswith(f"rank 1 wants {theirs}, rank 0 wants {ours}; give all")
+
+
+@pytest.mark.parametrize("said", [b"", b"backend=ring", 300_000 * b"a"])
+def test_a_rank_that_states_no_settings_is_named(said: bytes) -> None:
+    own = _SUM_OPTIONS.encode(facts=("a=1",))
+    with pytest.raises(ProtocolError, match=r"^a sum-options message from rank 1 was expected"):
+        compare([own, said])

@@ -295,6 +295,24 @@ def test_ranks_that_charge_otherwise_stop_all(tmp_path):
     refusal(TranscriptMismatch, "rank", share)
 
 
+@pytest.mark.parametrize("said", [b"", b"ready sum 0.0", 100_000 * b"x"])
+def test_rank_that_says_something_else_is_named_and_the_charge_stays_spent(tmp_path, said):
+    plan = plan_for(2)
+
+    def party(transport):
+        session = session_of(transport)
+        if transport.rank == 1:
+            transport.allgather(said)
+            return
+        with ledger_of(tmp_path, 0) as ledger:
+            with pytest.raises(ProtocolError, match=r"^a shared-sum message from rank 1 was"):
+                session.share_sum(summand(0, 2), Charged(ledger, plan))
+            assert (ledger.charges, ledger.epsilon() > 0) == (1, True)
+        assert (tmp_path / "party-0.jsonl").read_text().count('"abandon"') == 1
+
+    run_parties(2, party)
+
+
 @pytest.mark.parametrize("precision", [-1, 8, 32])
 def test_precision_at_which_crypten_compares_wrongly_is_refused(precision):
     def share(session, own, _):

@@ -1,0 +1,22 @@
+"""Warm ranks, hosts and key files for tests that run whole jobs over MPI."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# The modules beside this file, and those of the benchmark that makes hosts.
+_BESIDE = Path(__file__).parent
+sys.path += [str(_BESIDE), str(_BESIDE.parents[1] / "benchmarks" / "cases")]
+
+from jobs import WarmServer, warm_server  # noqa: E402 - found by the lines above
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmServer]:
+    """Return what starts MPI jobs whose ranks have imported all before; one for all tests."""
+    with warm_server() as server:
+        yield server
