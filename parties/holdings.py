@@ -16,11 +16,24 @@ import numpy as np
 
 from mpcfl.dp.attempts import opened_digest
 from mpcfl.errors import CheckFailed, QuorumLost
-from mpcfl.net.wire import FLAG, U32, U64, Format, Kind, fixed, listing, optional, record
+from mpcfl.net.wire import (
+    FLAG,
+    U32,
+    U64,
+    Format,
+    Kind,
+    blob,
+    fixed,
+    listing,
+    optional,
+    record,
+)
 from mpcfl.parties.progress import Run
 from mpcfl.secagg.opened_sum import OpenedSum, Piece, Span
 
 _MOST_PIECES = 1 << 16
+# Less than what a transport takes in one message: 134 million coordinates.
+_MOST_BYTES = (1 << 30) - (1 << 10)
 _DIGEST_BYTES = 32
 _WORD_BYTES = 8
 _HOLDINGS = Format(
@@ -34,6 +47,9 @@ _HOLDINGS = Format(
         _MOST_PIECES,
     ),
 )
+
+# Pieces one after the other, int64, little-endian; as long as they say, and in that order.
+_VALUES = Format(Kind.HELD_VALUES, values=blob(_MOST_BYTES))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -160,7 +176,7 @@ def _hand_over(
     lacks = {place: [h for h in givers if h not in statements[place].held] for place in behind}
     own = transport.rank
     outgoing = {
-        place: b"".join(_values(run, h) for h in lacking if givers[h] == own)
+        place: _VALUES.encode(values=b"".join(_values(run, h) for h in lacking if givers[h] == own))
         for place, lacking in lacks.items()
         if place != own and any(givers[h] == own for h in lacking)
     }
@@ -183,17 +199,19 @@ def _values(run: Run, held: _Held) -> bytes:
 
 def _take_over(run: Run, source: int, pieces: Sequence[_Held], message: bytes) -> None:
     progress, at = run.progress, 0
+    content = _VALUES.decode(message, run.connection.names[source])["values"]
     giver = run.connection.members[source]
     for held in pieces:
         length = _WORD_BYTES * (held.span[1] - held.span[0])
-        content, at = message[at : at + length], at + length
-        if len(content) != length:
+        piece, at = content[at : at + length], at + length
+        if len(piece) != length:
             raise CheckFailed(f"{run.connection.names[source]} sent less of a sum than it holds")
-        values = np.frombuffer(content, dtype="<i8").astype(np.int64)
+        values = np.frombuffer(piece, dtype="<i8").astype(np.int64)
         if bytes.fromhex(opened_digest(values)) != held.digest:
             raise CheckFailed(f"{run.connection.names[source]} sent another sum than it stated")
+        run.require_piece(Piece(held.span, held.attempt, values))
         progress.opened.add(Piece(held.span, held.attempt, values))
         digest = held.digest.hex()
         run.attempts.open(progress.round_id, held.attempt, [held.span], digest, source=giver)
-    if at != len(message):
+    if at != len(content):
         raise CheckFailed(f"{run.connection.names[source]} sent more of a sum than was asked for")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpcfl import __version__
 from mpcfl.config import Job
 from mpcfl.dp.attempts import AttemptLog
 from mpcfl.errors import (
-    ConfigError,
     LeftOut,
     MpcflError,
     PartyNotReady,
@@ -23,39 +20,25 @@ from mpcfl.errors import (
     TranscriptMismatch,
 )
 from mpcfl.learn.model import model_digest
-from mpcfl.net.handshake import HandshakeContext, authenticate
 from mpcfl.net.meter import Meter
 from mpcfl.net.mpi import MpiTransport
-from mpcfl.net.roster import check_in, library_versions
-from mpcfl.net.wire import FLAG, Format, Kind, blob, cut, text
-from mpcfl.parties.connection import Carrier, Connection
-from mpcfl.parties.credentials import read_credentials
+from mpcfl.net.roster import check_in
+from mpcfl.net.wire import FLAG, Format, Kind, blob
+from mpcfl.parties.connection import Connection
 from mpcfl.parties.data_party import bytes_so_far
 from mpcfl.parties.events import Ended, Event
+from mpcfl.parties.joining import agree_on_job, connect
 from mpcfl.parties.key_share import KeyFiles, keep_key, require_kept_key
 from mpcfl.parties.ledgers import open_ledgers
 from mpcfl.parties.progress import Progress, Run
 from mpcfl.parties.recorder import Recorder
-from mpcfl.parties.resume import Request
 from mpcfl.parties.rounds import finish, take_part
-from mpcfl.parties.rules import check_job, rank_names, require_quorum, seats
-from mpcfl.parties.setup import Rank, T, attempt, make_rank
+from mpcfl.parties.setup import Rank, attempt, make_rank, present
 from mpcfl.report.checkpoint import load_checkpoint, restore, save_checkpoint
 from mpcfl.report.run_folder import RunFolder, RunLock, fresh_run_path, open_run_folder
 from mpcfl.report.run_record import RunRecord, read_rounds
 from mpcfl.secagg.opened_sum import OpenedSum
-from mpcfl.secagg.registry import packages_of
 
-# MPI's longest name of a host.
-_HOST_BYTES = 256
-# Seconds; longer than it takes to tell one's reason.
-_REFUSER_FIRST_S = 1.5
-_SEVERAL_HOSTS = ConfigError(
-    "the parties run on more than one host and would not know each other; give each its party file "
-    "(--party or --party-files, see docs/parties.md), or add --insecure where nobody can reach the "
-    "network between them"
-)
-_HOST = Format(Kind.HOST, name=text(_HOST_BYTES))
 # As the file system has it, which may be no text; longer than any system takes.
 _FOLDER = Format(Kind.FOLDER, path=blob(1 << 16))
 _FINISHED = Format(Kind.FINISHED, finished=FLAG)
@@ -83,8 +66,8 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
         PartyNotReady, TranscriptMismatch: raised by all ranks alike before a round starts.
         MpcflError: this rank can't go on.
     """
-    job, numbers = _agree_on_job(options, transport)
-    with closing(_connect(options, job, numbers, transport)) as connection:
+    job, numbers = agree_on_job(options, transport)
+    with closing(connect(options, job, numbers, transport)) as connection:
         rank = _agree_on_start(job, connection, options)
         folder, lock = _agree_on_folder(options, rank, connection)
         try:
@@ -154,60 +137,6 @@ def _log_locally(folder: RunFolder, rank: int, not_finite: int) -> None:
     path.write_text(f"{not_finite:>12} records or updates failed or were not finite: left out\n")
 
 
-def _agree_on_job(options: Namespace, transport: MpiTransport) -> tuple[Job, tuple[int, ...]]:
-    """Compare what all ranks are to run; return the job, and which party sits in which rank."""
-    request = Request(options.job, options.overrides, options.parties, options.resume, options.out)
-
-    def load() -> tuple[Job, tuple[int, ...]]:
-        job = request.load()
-        if options.without and options.resume is None:
-            raise ConfigError("--without NAME is for a run that is resumed; leave it out")
-        numbers = seats(job, transport.n_ranks, options.without)
-        check_job(job, options.insecure)
-        return job, numbers
-
-    loaded, error = attempt(load, options.debug)
-    facts = {"version": __version__, "job": ""}
-    if loaded is not None:
-        job, numbers = loaded
-        transport.deadline_s = job.aggregation.deadline_s
-        transport.names = tuple(rank_names(job)[number] for number in numbers)
-        facts["job"] = f"{job.digest().hex()} {numbers}"
-        facts["libraries"] = library_versions(packages_of(job.aggregation.backend))
-    check_in(transport, transport.names, facts, error)
-    return _present(loaded)
-
-
-def _connect(
-    options: Namespace, job: Job, numbers: tuple[int, ...], transport: MpiTransport
-) -> Connection:
-    """Authenticate all parties to each other; nothing but public facts was said before."""
-    names = transport.names
-    credentials, error = attempt(lambda: read_credentials(options, names, transport.rank))
-    check_in(transport, names, {}, error)
-    identity, pins = _present(credentials)
-    told = transport.allgather(_HOST.encode(name=cut(options.host, _HOST_BYTES)))
-    hosts = {_HOST.decode(host, name)["name"] for host, name in zip(told, names, strict=True)}
-    is_spread = options.is_spread or len(hosts) > 1
-    refused = is_spread and pins is None and not options.insecure
-    check_in(transport, names, {}, _SEVERAL_HOSTS if refused else None)
-    context = HandshakeContext(
-        job.digest().hex(),
-        names,
-        (f"mpcfl=={__version__}", *library_versions(packages_of(job.aggregation.backend)).split()),
-    )
-    try:
-        agreed = authenticate(transport, identity, pins, context)
-    except PartyNotReady as error:
-        # Who refuses knows why, and is to be heard first.
-        time.sleep(_REFUSER_FIRST_S)
-        raise ProtocolError(str(error)) from error
-    except TranscriptMismatch as error:
-        raise MpcflError(str(error)) from error
-    carrier = Carrier(transport, transport.port(), numbers, lambda left: require_quorum(job, left))
-    return Connection(carrier, identity, agreed)
-
-
 def _agree_on_start(job: Job, connection: Connection, options: Namespace) -> Rank:
     def load() -> Rank:
         files = KeyFiles(options.keys, options.passphrases)
@@ -220,7 +149,7 @@ def _agree_on_start(job: Job, connection: Connection, options: Namespace) -> Ran
         facts["threshold key"] = rank.key
         facts["model"] = model_digest(rank.public.model).hex()
     check_in(connection.transport, connection.names, facts, error)
-    return _present(rank)
+    return present(rank)
 
 
 def _agree_on_folder(
@@ -303,9 +232,3 @@ def _agree_on_beginning(rank: Rank, folder: RunFolder, connection: Connection) -
     if transport.rank == 0 and not rank.resumed:
         _, error = attempt(lambda: save_checkpoint(folder.checkpoint, rank.public, 0))
     check_in(transport, connection.names, {}, error)
-
-
-def _present(value: T | None) -> T:
-    if value is None:
-        raise ConfigError("a rank that can't start must have said so")
-    return value

@@ -19,7 +19,8 @@ from mpcfl.parties.recorder import Recorder, RecorderStart
 from mpcfl.parties.setup import Rank
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.round import sum_settings
-from mpcfl.secagg.base import BackendFactory, IntVector, SumSettings
+from mpcfl.secagg.base import BackendFactory, IntVector, SumId, SumSettings
+from mpcfl.secagg.checked_sum import CheckedSum
 from mpcfl.secagg.custody import resolve_threshold
 from mpcfl.secagg.opened_sum import OpenedSum, PartialSum, Piece, Span
 from mpcfl.secagg.opening import backend_of, open_sum
@@ -161,6 +162,21 @@ class Run:
             progress.opened.add(Piece((start, stop), attempt, piece))
             digest = opened_digest(piece)
             self.attempts.open(progress.round_id, attempt, [(start, stop)], digest)
+
+    def require_piece(self, piece: Piece) -> None:
+        """Hold a piece that another party told against this party's own tags, where it has them.
+
+        Raises:
+            CheckFailed: it is not what the parties put in.
+        """
+        session = self.session
+        if session is None or not isinstance(session.secure, CheckedSum) or piece.values is None:
+            return
+        if session.secure.current != SumId(self.progress.round_id, piece.attempt):
+            return
+        for number, part in enumerate(session.secure.parts):
+            if session.places(part) == [piece.span]:
+                session.secure.require_part(number, piece.values)
 
     def salvage(self, attempt: int) -> None:
         """Keep what this party knows of a sum that broke off."""

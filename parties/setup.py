@@ -133,3 +133,10 @@ def attempt(make: Callable[[], T], debug: bool = False) -> tuple[T | None, Mpcfl
         # Its text may hold data of this party.
         name = type(error).__name__
         return None, ConfigError(f"the task or its data failed with {name}; --debug shows where")
+
+
+def present(value: T | None) -> T:
+    """Return what every rank has that heard of no objection."""
+    if value is None:
+        raise ConfigError("a rank that can't start must have said so")
+    return value

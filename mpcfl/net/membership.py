@@ -41,7 +41,6 @@ _ALARM = Format(
     # True tells a party that is behind which roster the others have moved on with.
     moved=FLAG,
     epoch=U32,
-    step=U32,
     parties=ascending(U32, MAX_PARTIES),
     doubted=ascending(U32, MAX_PARTIES),
 )
@@ -57,14 +56,12 @@ class _Alarm:
 
     Attributes:
         moved: its sender has gone on, and ``parties`` are the members of that ``epoch``.
-        step: how often its sender has asked before.
         parties: whom it knows to be lost.
         doubted: who was silent for a deadline, as far as it knows.
     """
 
     moved: bool
     epoch: int
-    step: int
     parties: frozenset[int]
     doubted: frozenset[int] = frozenset()
 
@@ -155,12 +152,12 @@ class Membership:
         Raises:
             LeftOut: the others have gone on without this party.
         """
-        before, lost, step = frozenset(self.members), frozenset[int](), 0
+        before, lost = frozenset(self.members), frozenset[int]()
         doubts = frozenset(doubted)
         while True:
             awaited = [party for party in self._others() if party not in lost]
             for party in awaited:
-                self._post(party, _Alarm(False, self.epoch, step, lost, doubts))
+                self._post(party, _Alarm(False, self.epoch, lost, doubts))
             heard = self._hear(awaited, doubts)
             moved = next((alarm for alarm in heard.values() if alarm.moved), None)
             if moved is not None:
@@ -174,7 +171,7 @@ class Membership:
                 break
             self._require_own(left)
             doubts = doubts.union(*(alarm.doubted for alarm in heard.values()))
-            lost, step = known, step + 1
+            lost = known
         self._require_own(left)
         self._enter(left)
         return tuple(sorted(before - left))
@@ -190,7 +187,7 @@ class Membership:
                 self._post(party, self._moved())
 
     def _moved(self) -> _Alarm:
-        return _Alarm(True, self.epoch, 0, frozenset(self.members))
+        return _Alarm(True, self.epoch, frozenset(self.members))
 
     def settle(self) -> None:
         """Take note that all members have signed the roster, and tell those who are not in it.
@@ -268,7 +265,6 @@ class Membership:
             alarm = _Alarm(
                 words["moved"],
                 words["epoch"],
-                words["step"],
                 frozenset(words["parties"]),
                 frozenset(words["doubted"]),
             )
@@ -287,7 +283,6 @@ class Membership:
         message = _ALARM.encode(
             moved=alarm.moved,
             epoch=alarm.epoch,
-            step=alarm.step,
             parties=sorted(alarm.parties),
             doubted=sorted(alarm.doubted),
         )

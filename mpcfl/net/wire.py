@@ -95,6 +95,7 @@ class Kind(IntEnum):
     NONCE = 23
     VERDICT = 24
     KEY_HELD = 25
+    HELD_VALUES = 26
 
     @property
     def words(self) -> str:

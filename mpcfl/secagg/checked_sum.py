@@ -180,6 +180,11 @@ class CheckedSum:
         product = None if found.product is None else CheckedProduct(found.product, self)
         return Salvage(found.parts, known, product)
 
+    @property
+    def current(self) -> SumId | None:
+        """Return which sum this rank has the tags of, if of any."""
+        return self._current
+
     def require_part(self, number: int, values: Levels) -> None:
         """Refuse what another rank says a part of the last sum was, unless it was that.
 
@@ -202,11 +207,6 @@ class CheckedSum:
             self._confirm(Circle(wires, transport.rank, everybody, len(everybody)), opened)
         finally:
             wires.close()
-
-    def held_share(self) -> Any:
-        """Return this rank's share of the backend's key, or None where it has none."""
-        share = getattr(self.inner, "held_share", None)
-        return None if share is None else share()
 
     def __repr__(self) -> str:
         return f"CheckedSum({type(self.inner).__name__}, <redacted>)"

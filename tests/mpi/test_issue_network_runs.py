@@ -39,7 +39,7 @@ import sys
 import time
 from pathlib import Path
 
-import mpcfl.parties.program
+import mpcfl.parties.joining
 from mpcfl.net import roster
 from mpcfl.net.meter import Meter
 from mpcfl.parties.__main__ import main
@@ -49,7 +49,7 @@ arguments = [own.get("swap", {}).get(word, word) for word in sys.argv[2:]]
 versions = own.get("versions", {})
 version = roster.version
 roster.version = lambda package: versions.get(package) or version(package)
-mpcfl.parties.program.__version__ = versions.get("mpcfl", mpcfl.parties.program.__version__)
+mpcfl.parties.joining.__version__ = versions.get("mpcfl", mpcfl.parties.joining.__version__)
 if "file_bytes" in own:
     # As on a full disk, for this party alone: what is longer can't be written.
     resource.setrlimit(resource.RLIMIT_FSIZE, (own["file_bytes"],) * 2)

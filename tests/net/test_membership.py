@@ -271,11 +271,11 @@ def forged(network: MemoryNetwork) -> Iterator[bytes]:
     ben = member(MemoryNetwork(3, DEADLINE_S), 1)
     yield b""
     yield bytes(100)
-    ben._post(2, module._Alarm(False, 0, 0, frozenset()))
+    ben._post(2, module._Alarm(False, 0, frozenset()))
     to_another = MemoryPort(ben._port._network, 2).take(1)  # type: ignore[attr-defined]
     assert to_another is not None
     yield to_another
-    ben._post(0, module._Alarm(False, 0, 0, frozenset()))
+    ben._post(0, module._Alarm(False, 0, frozenset()))
     honest = MemoryPort(ben._port._network, 0).take(1)  # type: ignore[attr-defined]
     assert honest is not None
     yield honest[:-1] + bytes([honest[-1] ^ 1])
@@ -296,7 +296,7 @@ def test_alarms_that_their_sender_did_not_make_are_refused() -> None:
 def test_an_alarm_that_is_played_again_is_refused() -> None:
     network = MemoryNetwork(3, DEADLINE_S)
     ada, ben = member(network, 0), member(network, 1)
-    ben._post(0, module._Alarm(True, 5, 0, frozenset({0, 1})))
+    ben._post(0, module._Alarm(True, 5, frozenset({0, 1})))
     message = MemoryPort(network, 0).take(1)
     assert message is not None
     for _ in range(2):
