@@ -109,6 +109,7 @@ def _recover(run: Run, lost: PartyLost) -> None:
             if progress.false_alarms > _MOST_FALSE_ALARMS:
                 raise QuorumLost(str(lost), lost.ranks)
             _note_loss(run, gone)
+            before = run.connection.members
             if share_holdings(run):
                 open_product(run)
         except QuorumLost as error:
