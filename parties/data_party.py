@@ -114,8 +114,8 @@ def settle(run: Run) -> None:
     round_id, meter = progress.round_id, progress.meter
     if rank.party is not None:
         new_model(rank.public, progress.opened, round_id, meter)
-        if run.recorder is not None:
-            with meter.stage("checkpoint"):
+        with meter.stage("checkpoint"):
+            if run.recorder is not None:
                 run.recorder.applied(round_id + 1)
         with meter.stage("commit"):
             _commit(run)

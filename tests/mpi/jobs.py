@@ -18,6 +18,8 @@ _WARM_RANKS = Path(__file__).parent / "warm_ranks.py"
 # On a busy machine the imports alone take a while.
 _READY_S = 120.0
 _GRACE_S = 5.0
+# The server ends its ranks first, on a busy machine in a while.
+_SERVER_GRACE_S = 30.0
 
 # A task that is quick to import and to train, with a loss that any party can lower.
 TASK = """
@@ -101,7 +103,7 @@ def warm_server() -> Iterator[WarmServer]:
             finally:
                 process.stdin.close()
                 try:
-                    process.wait(_GRACE_S)
+                    process.wait(_SERVER_GRACE_S)
                 finally:
                     process.kill()
 
