@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from mpcfl.errors import PartyLost
+from mpcfl.net.meter import Meter
 from mpcfl.net.mpi_requests import Deadline
 
 
@@ -15,16 +16,21 @@ class FakeOwner:
     """A transport whose MPI says that some ranks are dead."""
 
     deadline_s = 30.0
+    meter = Meter()
 
     def __init__(self, dead: tuple[int, ...]) -> None:
         self.dead = dead
         self.kept: list[object] = []
+        self.watched = 0
 
     def party_names(self, ranks: Iterable[int]) -> str:
         return ", ".join(f"party-{rank}" for rank in ranks)
 
     def failed_ranks(self) -> tuple[int, ...]:
         return self.dead
+
+    def watch(self) -> None:
+        self.watched += 1
 
     def abandon(self, in_use: object) -> None:
         self.kept.append(in_use)
