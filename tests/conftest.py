@@ -73,8 +73,13 @@ def _run_to_end(command: Sequence[str], *, timeout_s: float, cwd: Path) -> Finis
 def mpcfl_command(tmp_path: Path) -> Run:
     """Return a function that runs `mpcfl ARGS` in a fresh folder."""
 
-    def run(*arguments: object, timeout_s: float = 120, cwd: Path | None = None) -> Finished:
-        command = [sys.executable, "-m", "mpcfl.launch", *map(str, arguments)]
+    def run(
+        *arguments: object,
+        timeout_s: float = 120,
+        cwd: Path | None = None,
+        program: Sequence[object] = ("-m", "mpcfl.launch"),
+    ) -> Finished:
+        command = [sys.executable, *map(str, program), *map(str, arguments)]
         return _run_to_end(command, timeout_s=timeout_s, cwd=cwd or tmp_path)
 
     return run

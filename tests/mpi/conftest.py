@@ -38,3 +38,15 @@ def mpirun(mpirun: Callable[..., Any], warm: WarmServer) -> Callable[..., Any]:
         return mpirun(n_ranks, *program, **more)
 
     return run
+
+
+@pytest.fixture
+def mpcfl_command(mpcfl_command: Callable[..., Any], warm: WarmServer) -> Callable[..., Any]:
+    """Return the function of that name; the ranks of `mpcfl run` are warm."""
+
+    def run(*arguments: object, **more: Any) -> Any:
+        if arguments[0] == "run":
+            more["program"] = (_BESIDE / "warm_command.py", warm.path)
+        return mpcfl_command(*arguments, **more)
+
+    return run

@@ -90,6 +90,9 @@ backend = "crypten"
 """
 
 
+WARM_COMMAND = Path(__file__).parent / "warm_command.py"
+
+
 @dataclass(frozen=True)
 class JobRun:
     """A run that ended well, and its output folder."""
@@ -136,9 +139,10 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse_constant)
 
 
-def job_run(cwd: Path, *arguments: object) -> JobRun:
-    """Run `mpcfl run ARGS --out out` in a folder; it must end with exit code 0."""
-    command = [sys.executable, "-m", "mpcfl.launch", "run", *arguments, "--out", "out"]
+def job_run(cwd: Path, *arguments: object, warm: Any = None) -> JobRun:
+    """Run `mpcfl run ARGS --out out` in a folder, on warm ranks or not; it must end well."""
+    program = ["-m", "mpcfl.launch"] if warm is None else [WARM_COMMAND, warm.path]
+    command = [sys.executable, *program, "run", *arguments, "--out", "out"]
     code, stdout, stderr = finish(command, cwd)
     assert code == 0, stderr
     out = cwd / "out"
@@ -159,34 +163,34 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
+def stopped(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> JobRun:
     """About 10 of the 30 rounds fit the budget of 4 at half of the sample and this noise."""
     options = ("-n", 2, "--set", "privacy.noise_multiplier=2.0", "--json")
-    return job_run(tmp_path_factory.mktemp("stopped"), "breast-cancer", *options)
+    return job_run(tmp_path_factory.mktemp("stopped"), "breast-cancer", *options, warm=warm)
 
 
 @pytest.fixture(scope="module")
-def party_level(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
+def party_level(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> JobRun:
     changes = ('privacy.unit="party"', "privacy.sample_rate=1", "privacy.epsilon=8")
     changes += ("training.rounds=2",)
     options = [part for change in changes for part in ("--set", change)]
-    return job_run(tmp_path_factory.mktemp("party"), "digits", "-n", 3, *options)
+    return job_run(tmp_path_factory.mktemp("party"), "digits", "-n", 3, *options, warm=warm)
 
 
 @pytest.fixture(scope="module")
-def own_task(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
+def own_task(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> JobRun:
     folder = tmp_path_factory.mktemp("own")
     (folder / "small_task.py").write_text(SMALL_TASK)
     (folder / "job.toml").write_text(SMALL_JOB)
-    return job_run(folder, "job.toml", "-n", 4)
+    return job_run(folder, "job.toml", "-n", 4, warm=warm)
 
 
 @pytest.fixture(scope="module")
-def bad_record(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
+def bad_record(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> JobRun:
     folder = tmp_path_factory.mktemp("bad")
     (folder / "small_task.py").write_text(SMALL_TASK)
     (folder / "job.toml").write_text(BAD_RECORD_JOB)
-    return job_run(folder, "job.toml")
+    return job_run(folder, "job.toml", warm=warm)
 
 
 def test_every_round_prints_epsilon_and_accuracy(digits: JobRun) -> None:

@@ -134,6 +134,7 @@ class Trial:
         """Run all ranks, which die at (stage, round of this process, ranks, enter or leave)."""
         done = self.run(("never", 0, "", "enter") if die is None else die, resume=resume)
         # With fault tolerance mpirun itself ends well if all ranks were killed.
+        assert resume or "watched_task" in done.stdout, done.stdout + done.stderr
         ended = "done: " in done.stdout or "nothing left to do" in done.stdout
         assert ended is (die is None), done.stdout + done.stderr
         assert done.code == 0 or die is not None
