@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-import mpcfl.parties
-
 # The modules beside this file, and those of the benchmark that makes hosts.
 _BESIDE = Path(__file__).parent
 sys.path += [str(_BESIDE), str(_BESIDE.parents[1] / "benchmarks" / "cases")]
@@ -23,21 +21,6 @@ def warm() -> Iterator[WarmServer]:
     """Return what starts MPI jobs whose ranks have imported all before; one for all tests."""
     with warm_server() as server:
         yield server
-
-
-@pytest.fixture
-def mpirun(mpirun: Callable[..., Any], warm: WarmServer) -> Callable[..., Any]:
-    """Return the function of that name, on warm ranks where they run scripts, or jobs' parties."""
-    parties = Path(mpcfl.parties.__file__).parent / "__main__.py"
-
-    def run(n_ranks: int, *arguments: object, **more: Any) -> Any:
-        if arguments[:2] == ("-m", "mpcfl.parties"):
-            arguments = (parties, *arguments[2:])
-        is_script = str(arguments[0]).endswith(".py")
-        program = warm.stub(arguments) if is_script else arguments
-        return mpirun(n_ranks, *program, **more)
-
-    return run
 
 
 @pytest.fixture
