@@ -16,7 +16,8 @@
     |   `-- AuthenticationError a message was not made by its claimed sender
     |-- PartyLost              a party died or fell silent
     |   `-- QuorumLost         fewer live parties than the plan allows
-    |       `-- LeftOut        the other parties have gone on without this one
+    |       |-- LeftOut        the other parties have gone on without this one
+    |       `-- RunOver        another party has seen the end of the run, and left
     |-- WrapDetected           a value left the range of the ring
     `-- BackendUnavailable     a backend or its package is not there
 
@@ -152,6 +153,10 @@ class QuorumLost(PartyLost):
 
 class LeftOut(QuorumLost):
     """The other parties lost touch with this one and have gone on without it."""
+
+
+class RunOver(QuorumLost):
+    """Another party has seen the end of the run, and left; there is nothing to wait for."""
 
 
 class WrapDetected(MpcflError):

@@ -113,6 +113,21 @@ class Connection:
         """Ask nobody for long any more: all work is done, and others may have left."""
         self._membership.hurry()
 
+    def await_end(self, witness: int) -> None:
+        """Wait until some party says that the run came to its end.
+
+        Args:
+            witness: number of the party that is the first to know.
+
+        Raises:
+            PartyLost: the witness was lost, or another party told of a loss.
+        """
+        self._membership.await_end(self._carrier.numbers.index(witness))
+
+    def part(self) -> None:
+        """Tell all that the run came to its end, so that nobody waits for this party any more."""
+        self._membership.part()
+
     def recover(self, lost: PartyLost) -> None:
         """Go on with those who are left; all of them call it together, each for its own reason.
 
@@ -124,6 +139,7 @@ class Connection:
         Raises:
             QuorumLost: too few are left.
             LeftOut: the others have gone on without this party, or may do so.
+            RunOver: the others have come to the end of the run.
             PartyLost: another party was lost meanwhile; call this again with it.
             AuthenticationError: a member did not sign the view.
         """

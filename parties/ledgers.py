@@ -19,7 +19,7 @@ from mpcfl.dp.attempt_events import EventKind, read_log
 from mpcfl.dp.heads import Claim, SeenHeads, SignedHead, heads_path, read_head
 from mpcfl.dp.ledger import Ledger
 from mpcfl.errors import ConfigError, LedgerError
-from mpcfl.net.membership import MAX_PARTIES
+from mpcfl.net.alarm import MAX_PARTIES
 from mpcfl.net.roster import check_in
 from mpcfl.net.wire import U32, U64, Format, Kind, fixed, listing, optional, record, text
 from mpcfl.parties.connection import Connection

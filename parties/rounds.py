@@ -7,14 +7,12 @@ and `spare_attempts` go. Where they don't, the run stops with the names of those
 
 from __future__ import annotations
 
-from mpcfl.errors import PartyLost, QuorumLost
-from mpcfl.net.wire import Format, Kind
+from mpcfl.errors import PartyLost, QuorumLost, RunOver
 from mpcfl.parties.data_party import agree_on_model, open_product, play_round
 from mpcfl.parties.holdings import share_holdings
 from mpcfl.parties.progress import Run
 from mpcfl.report.run_record import is_complete
 
-_GOODBYE = Format(Kind.GOODBYE)
 # How often a round is tried again although everybody is there: then the deadline is too short.
 _MOST_FALSE_ALARMS = 3
 
@@ -65,32 +63,35 @@ def finish(run: Run, stopped: str | None) -> None:
         MpcflError: the models differ, or the folder can't be written.
     """
     run.connection.hurry()
+    lost: PartyLost | None = None
     while True:
         try:
-            _finish(run, stopped)
-        except QuorumLost:
-            raise
-        except PartyLost as lost:
-            try:
+            if lost is not None:
                 _recover(run, lost)
-            except QuorumLost:
-                # All else is done: whoever died meanwhile, or has left, changes nothing.
-                if not is_complete(run.folder.run_json):
-                    raise
-                return
+            _finish(run, stopped)
+        except RunOver:
+            # Whoever was the first to know has written the folder, and had compared all models.
+            break
+        except QuorumLost:
+            # All else is done: whoever died meanwhile changes nothing.
+            if not is_complete(run.folder.run_json):
+                raise
+            break
+        except PartyLost as again:
+            lost = again
             continue
-        return
+        break
+    with run.progress.meter.stage("finish"):
+        run.connection.part()
 
 
 def _finish(run: Run, stopped: str | None) -> None:
-    transport = run.connection.transport
     with run.progress.meter.stage("finish"):
-        digest = agree_on_model(run.rank, transport, run.connection.names)
+        digest = agree_on_model(run.rank, run.connection.transport, run.connection.names)
         if run.recorder is not None:
             run.recorder.finish(digest, stopped)
-        # Whoever hears from the one that writes the folder knows it to be complete.
-        for message in transport.allgather(_GOODBYE.encode()):
-            _GOODBYE.decode(message)
+        else:
+            run.connection.await_end(witness=min(run.data_members))
 
 
 def _recover(run: Run, lost: PartyLost) -> None:

@@ -14,7 +14,8 @@ is asked, and is lost only if it doesn't answer within seconds.
 Safety rests on three things. A roster only counts with the signatures of all in it, a member
 signs one roster per epoch, and a quorum is more than half of all parties: so there are never two
 rosters that both go on. Liveness rests on deadlines: who says nothing for one is left out, and
-finds that out.
+finds that out. And whoever knows that the run came to its end tells all others before it leaves,
+so that nobody waits for one that is gone.
 
 Assumes members that follow the protocol, over a network that may do anything: alarms are
 sealed (`channel.py`). Does not protect against a member that names others as lost, which ends
@@ -29,41 +30,17 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpcfl.errors import AuthenticationError, LeftOut, PartyLost, were_lost
+from mpcfl.errors import AuthenticationError, LeftOut, PartyLost, RunOver, were_lost
+from mpcfl.net.alarm import Alarm
 from mpcfl.net.channel import Channel
 from mpcfl.net.port import Port
-from mpcfl.net.wire import FLAG, U32, Format, Kind, ascending
 
-# More parties than any job has; bounds what is read.
-MAX_PARTIES = 1 << 14
-_ALARM = Format(
-    Kind.ALARM,
-    # True tells a party that is behind which roster the others have moved on with.
-    moved=FLAG,
-    epoch=U32,
-    parties=ascending(U32, MAX_PARTIES),
-    doubted=ascending(U32, MAX_PARTIES),
-)
 _POLL_S = 1e-3
 # Whoever waits anywhere looks for alarms twenty times a second; a busy machine gets some room.
 _ANSWER_S = 3.0
 _HURRY_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Alarm:
-    """One message of an epoch.
-
-    Attributes:
-        moved: its sender has gone on, and ``parties`` are the members of that ``epoch``.
-        parties: whom it knows to be lost.
-        doubted: who was silent for a deadline, as far as it knows.
-    """
-
-    moved: bool
-    epoch: int
-    parties: frozenset[int]
-    doubted: frozenset[int] = frozenset()
+# Who is alive at the end of a run says so at once; nothing is lost if it doesn't.
+_PARTING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +82,28 @@ class Membership:
         self.epoch = 0
         self.members = tuple(sorted(members))
         self._port, self._channels, self._standing = port, dict(channels), standing
-        self._waiting: dict[int, list[_Alarm]] = {party: [] for party in channels}
+        self._waiting: dict[int, list[Alarm]] = {party: [] for party in channels}
         self._longest_s = standing.deadline_s
         # Whether all members have signed the present roster; until then it dismisses nobody.
         self._signed = True
+        # Members that know the run to be over.
+        self._parted: set[int] = set()
 
     def watch(self) -> None:
         """Look for alarms; whoever waits for another party calls this now and then.
 
         Raises:
             PartyLost: a member misses somebody, or has gone on; `ranks` are places in ``members``.
+            RunOver: a member says that the run came to its end.
             LeftOut: the others have gone on without this party.
             AuthenticationError: an alarm was not made by its sender.
         """
         self.require_own_place()
+        self._require_more()
         for party in self._others():
             for alarm in self._waiting[party]:
                 missed = frozenset() if alarm.moved else alarm.parties | alarm.doubted
-                places = tuple(p for p, member in enumerate(self.members) if member in missed)
-                raise PartyLost(were_lost(self._names(missed or {party})), places)
+                raise self._lost(missed, missed or {party})
 
     def require_own_place(self) -> None:
         """Take in what has come; whoever writes for all calls this before.
@@ -150,6 +130,7 @@ class Membership:
             messages were lost.
 
         Raises:
+            RunOver: a member says that the run came to its end.
             LeftOut: the others have gone on without this party.
         """
         before, lost = frozenset(self.members), frozenset[int]()
@@ -157,7 +138,7 @@ class Membership:
         while True:
             awaited = [party for party in self._others() if party not in lost]
             for party in awaited:
-                self._post(party, _Alarm(False, self.epoch, lost, doubts))
+                self._post(party, Alarm(self.epoch, lost, doubts))
             heard = self._hear(awaited, doubts)
             moved = next((alarm for alarm in heard.values() if alarm.moved), None)
             if moved is not None:
@@ -186,8 +167,8 @@ class Membership:
             if is_behind and party in self.members:
                 self._post(party, self._moved())
 
-    def _moved(self) -> _Alarm:
-        return _Alarm(True, self.epoch, frozenset(self.members))
+    def _moved(self) -> Alarm:
+        return Alarm(self.epoch, frozenset(self.members), moved=True)
 
     def settle(self) -> None:
         """Take note that all members have signed the roster, and tell those who are not in it.
@@ -199,6 +180,42 @@ class Membership:
         for party in self._channels.keys() - set(self.members):
             if not self._port.is_dead(party):
                 self._post(party, self._moved())
+
+    def await_end(self, witness: int) -> None:
+        """Wait until some member says that the run came to its end.
+
+        Args:
+            witness: number of the member that is the first to know.
+
+        Raises:
+            PartyLost: the witness died, or was silent for a deadline; or see `watch`.
+            LeftOut: the others have gone on without this party.
+        """
+        start = time.monotonic()
+        while True:
+            waited_s = time.monotonic() - start
+            # Asked first: what a party said before it died still counts.
+            is_gone = self._port.is_dead(witness) or waited_s > self._standing.deadline_s
+            try:
+                self.watch()
+            except RunOver:
+                return
+            if is_gone:
+                raise self._lost({witness}, {witness})
+            time.sleep(_POLL_S)
+
+    def part(self) -> None:
+        """Tell all members that the run came to its end; wait a moment until they say the same."""
+        for party in self._others():
+            self._post(party, Alarm(self.epoch, over=True))
+        start = time.monotonic()
+        while time.monotonic() - start < _PARTING_S:
+            there = [party for party in self._others() if not self._port.is_dead(party)]
+            for party in there:
+                self._collect(party)
+            if self._parted.issuperset(there):
+                return
+            time.sleep(_POLL_S)
 
     def close(self) -> None:
         """Forget the keys of the alarms."""
@@ -215,12 +232,21 @@ class Membership:
                 "again when the run is resumed"
             )
 
+    def _require_more(self) -> None:
+        if self._parted:
+            names = ", ".join(self._names(self._parted))
+            raise RunOver(f"{names} left: the run came to its end there")
+
+    def _lost(self, places_of: Collection[int], named: Collection[int]) -> PartyLost:
+        places = tuple(p for p, member in enumerate(self.members) if member in places_of)
+        return PartyLost(were_lost(self._names(named)), places)
+
     def _names(self, parties: Iterable[int]) -> list[str]:
         return [self._standing.names[party] for party in sorted(parties)]
 
-    def _hear(self, awaited: Sequence[int], doubted: Collection[int]) -> dict[int, _Alarm]:
+    def _hear(self, awaited: Sequence[int], doubted: Collection[int]) -> dict[int, Alarm]:
         """Return the next alarm of each party; those who die or stay silent are left out."""
-        heard: dict[int, _Alarm] = {}
+        heard: dict[int, Alarm] = {}
         silent, doubts = list(awaited), set(doubted)
         start = time.monotonic()
         while silent:
@@ -235,6 +261,7 @@ class Membership:
                     doubts |= alarm.doubted
                 if is_over or alarm is not None:
                     silent.remove(party)
+            self._require_more()
             if any(alarm.moved for alarm in heard.values()):
                 break
             time.sleep(_POLL_S)
@@ -243,7 +270,7 @@ class Membership:
     def _patience_s(self, doubted: bool) -> float:
         return min(self._longest_s, _ANSWER_S) if doubted else self._longest_s
 
-    def _next_alarm(self, party: int) -> _Alarm | None:
+    def _next_alarm(self, party: int) -> Alarm | None:
         """Take a party's next word on this epoch; what it says of later ones waits."""
         for place, alarm in enumerate(self._waiting[party]):
             if alarm.epoch > self.epoch if alarm.moved else alarm.epoch == self.epoch:
@@ -261,32 +288,22 @@ class Membership:
                 # Who was left out has no say, true or forged, and is not listened to any more.
                 del self._channels[party]
                 return
-            words = _ALARM.decode(message, self._standing.names[party])
-            alarm = _Alarm(
-                words["moved"],
-                words["epoch"],
-                frozenset(words["parties"]),
-                frozenset(words["doubted"]),
-            )
+            alarm = Alarm.decode(message, self._standing.names[party])
             if alarm.moved:
                 # Rosters only shrink: who is not in one is in none that follows.
                 self._require_own(alarm.parties)
             if party not in self.members:
                 if self._signed and not alarm.moved:
                     self._post(party, self._moved())
+            elif alarm.over:
+                self._parted.add(party)
             elif alarm.epoch >= self.epoch + alarm.moved:
                 self._waiting[party].append(alarm)
             elif not alarm.moved:
                 self._post(party, self._moved())
 
-    def _post(self, party: int, alarm: _Alarm) -> None:
-        message = _ALARM.encode(
-            moved=alarm.moved,
-            epoch=alarm.epoch,
-            parties=sorted(alarm.parties),
-            doubted=sorted(alarm.doubted),
-        )
-        self._port.post(party, self._channels[party].seal(message))
+    def _post(self, party: int, alarm: Alarm) -> None:
+        self._port.post(party, self._channels[party].seal(alarm.encode()))
 
     def __repr__(self) -> str:
         return f"Membership(epoch {self.epoch}, <redacted>)"

@@ -82,7 +82,6 @@ class Kind(IntEnum):
     LEDGER = 10
     LEDGER_MEMORY = 11
     TOTALS = 12
-    GOODBYE = 13
     ALARM = 14
     VIEW_SIGNATURE = 15
     HOLDINGS = 16

@@ -66,7 +66,7 @@ _DEATH = {
 # Every kind of message of a job.
 _SPOKEN = {
     *("HELLO", "SIGNATURE", "STATEMENT", "GO_ON", "TAG_KEY", "TAGS", "NONCE", "VERDICT", "TOTALS"),
-    *("ALARM", "VIEW_SIGNATURE", "HOLDINGS", "GOODBYE"),
+    *("ALARM", "VIEW_SIGNATURE", "HOLDINGS"),
 }
 
 

@@ -6,15 +6,16 @@ import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpcfl.errors import AuthenticationError, LeftOut, PartyLost
+from mpcfl.errors import AuthenticationError, LeftOut, PartyLost, RunOver
 from mpcfl.net import membership as module
+from mpcfl.net.alarm import Alarm
 from mpcfl.net.membership import Membership, Standing
 from mpcfl.net.memory import MemoryNetwork, MemoryPort
 from mpcfl.net.pair_secrets import PairSecrets
@@ -218,9 +219,9 @@ def test_a_party_that_is_behind_is_told_where_the_others_are(
     told: list[bool] = []
     post = Membership._post
 
-    def noted(self: Membership, party: int, alarm: object) -> None:
-        told.append(alarm.moved)  # type: ignore[attr-defined]  # of a private type
-        post(self, party, alarm)  # type: ignore[arg-type]
+    def noted(self: Membership, party: int, alarm: Alarm) -> None:
+        told.append(alarm.moved)
+        post(self, party, alarm)
 
     monkeypatch.setattr(Membership, "_post", noted)
     scene = Scene(4, {3: 1}, first=[0, 1, 2, 3]).play()
@@ -265,17 +266,94 @@ def test_watching_names_the_places_of_those_who_are_missed() -> None:
     assert heard.value.ranks == (1,)
 
 
+# Longer than a test may take: whoever waits for it hangs.
+ENDLESS_S = 10 * HANG_S
+
+
+def together(*parties: Callable[[], object]) -> list[BaseException]:
+    """Let parties act, each in a thread; return what they raised."""
+    errors: list[BaseException] = []
+
+    def act(party: Callable[[], object]) -> None:
+        try:
+            party()
+        except BaseException as error:  # noqa: BLE001 - the test says which one it expects
+            errors.append(error)
+
+    threads = [threading.Thread(target=act, args=(p,), daemon=True) for p in parties]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG_S)
+    assert not any(thread.is_alive() for thread in threads), "somebody hangs"
+    return errors
+
+
+@pytest.mark.parametrize("posts", [*range(3), None])
+def test_who_hears_of_the_end_tells_all_others_before_it_leaves(posts: int | None) -> None:
+    """The one that knows first dies while it tells; somebody who heard it tells the rest."""
+    network = MemoryNetwork(4, ENDLESS_S)
+    ada, *others = (member(network, seat, posts if seat == 0 else None) for seat in range(4))
+    lost: list[int] = []
+
+    def leave(own: Membership) -> None:
+        try:
+            own.await_end(0)
+        except PartyLost as first:
+            try:
+                own.agree([own.members[place] for place in first.ranks])
+                lost.append(own._standing.own)
+                return
+            except RunOver:
+                pass
+        own.part()
+
+    errors = together(ada.part, *(lambda own=own: leave(own) for own in others))
+    assert [type(error) for error in errors] == ([] if posts is None else [DyingError])
+    # Where nobody was told the others go on, without her.
+    assert sorted(lost) == ([1, 2, 3] if posts == 0 else [])
+
+
+def test_nobody_waits_for_the_word_of_one_that_has_left() -> None:
+    """Ben dies; cyd asks ada who is left, who has seen the end and is gone."""
+    network = MemoryNetwork(3, ENDLESS_S)
+    ada, cyd = member(network, 0), member(network, 2)
+    assert together(ada.part) == []
+    network.dead.add(1)
+    errors = together(lambda: cyd.agree([1]))
+    assert [str(error) for error in errors] == ["ada left: the run came to its end there"]
+    with pytest.raises(RunOver):
+        cyd.watch()
+
+
+def test_a_silent_witness_of_the_end_is_lost_at_its_deadline() -> None:
+    network = MemoryNetwork(3, DEADLINE_S)
+    (error,) = together(lambda: member(network, 2).await_end(0))
+    assert isinstance(error, PartyLost)
+    assert (str(error), error.ranks) == ("ada was lost", (0,))
+
+
+def test_one_that_was_left_out_does_not_end_the_run_of_the_others() -> None:
+    """Cyd was cut off; what it believes to be the end is none for ada and ben."""
+    network = MemoryNetwork(3, DEADLINE_S)
+    ada, ben, cyd = (member(network, seat) for seat in range(3))
+    together(lambda: ada.agree([2]), lambda: ben.agree([2]))
+    assert ada.members == (0, 1)
+    cyd._post(0, Alarm(0, over=True))
+    ada.watch()
+
+
 def forged(network: MemoryNetwork) -> Iterator[bytes]:
     """Bytes that ben never sent to ada."""
     port = MemoryPort(network, 0)
     ben = member(MemoryNetwork(3, DEADLINE_S), 1)
     yield b""
     yield bytes(100)
-    ben._post(2, module._Alarm(False, 0, frozenset()))
+    ben._post(2, Alarm(0))
     to_another = MemoryPort(ben._port._network, 2).take(1)  # type: ignore[attr-defined]
     assert to_another is not None
     yield to_another
-    ben._post(0, module._Alarm(False, 0, frozenset()))
+    ben._post(0, Alarm(0))
     honest = MemoryPort(ben._port._network, 0).take(1)  # type: ignore[attr-defined]
     assert honest is not None
     yield honest[:-1] + bytes([honest[-1] ^ 1])
@@ -296,7 +374,7 @@ def test_alarms_that_their_sender_did_not_make_are_refused() -> None:
 def test_an_alarm_that_is_played_again_is_refused() -> None:
     network = MemoryNetwork(3, DEADLINE_S)
     ada, ben = member(network, 0), member(network, 1)
-    ben._post(0, module._Alarm(True, 5, frozenset({0, 1})))
+    ben._post(0, Alarm(5, frozenset({0, 1}), moved=True))
     message = MemoryPort(network, 0).take(1)
     assert message is not None
     for _ in range(2):

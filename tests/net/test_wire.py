@@ -79,7 +79,7 @@ def test_kinds_keep_their_numbers() -> None:
     assert {kind.name: int(kind) for kind in Kind} == {
         "HELLO": 1, "SIGNATURE": 2, "STATEMENT": 3, "RUN_NONCE": 4, "GO_ON": 5, "READY": 6,
         "HOST": 7, "FOLDER": 8, "FINISHED": 9, "LEDGER": 10, "LEDGER_MEMORY": 11, "TOTALS": 12,
-        "GOODBYE": 13, "ALARM": 14, "VIEW_SIGNATURE": 15, "HOLDINGS": 16, "SUM_OPTIONS": 17,
+        "ALARM": 14, "VIEW_SIGNATURE": 15, "HOLDINGS": 16, "SUM_OPTIONS": 17,
         "GRAPH_COMMITMENT": 18, "GRAPH_NONCE": 19, "SHARED_SUM": 20, "TAG_KEY": 21, "TAGS": 22,
         "NONCE": 23, "VERDICT": 24, "KEY_HELD": 25, "HELD_VALUES": 26,
     }  # fmt: skip

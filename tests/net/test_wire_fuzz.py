@@ -61,7 +61,7 @@ LETTERS = "aZ09 \n\x00\x7fäß漢🙂"
 
 # Every type of field, with limits that a message of a few bytes could claim to reach.
 ZOO = Format(
-    Kind.GOODBYE,
+    Kind.HOLDINGS,
     small=U8,
     middle=U32,
     large=U64,
