@@ -18,11 +18,20 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mpcfl.errors import ConfigError
 
-# History: /1 the first. /2 adds dtype, neighbors and colluding to the parameters.
-SCHEMA = "mpcfl.bench.record/2"
-_FIRST_SCHEMA = "mpcfl.bench.record/1"
-# What the parameters of /1 left unsaid: its vectors held int64, its masks came from all pairs.
-_UNSAID_IN_FIRST = {"dtype": "int64", "neighbors": None, "colluding": None}
+# History: /1 the first. /2 adds dtype, neighbors and colluding to the parameters. /3 adds links
+# between hosts (round_trip_ms, link, interface_bytes) and inexact peers (largest_error).
+SCHEMA = "mpcfl.bench.record/3"
+# What the parameters of earlier schemas left unsaid: the vectors of /1 held int64, its masks came
+# from all pairs; messages were not delayed.
+_UNSAID: Mapping[str, Mapping[str, Any]] = {
+    "mpcfl.bench.record/1": {
+        "dtype": "int64", "neighbors": None, "colluding": None, "round_trip_ms": 0.0
+    },
+    "mpcfl.bench.record/2": {"round_trip_ms": 0.0},
+}  # fmt: skip
+# The same of a measurement: all was exact, and in one host.
+_UNSAID_IN_MEASUREMENT: Mapping[str, Any] = {"interface_bytes": [], "largest_error": 0.0}
+SHARED_MEMORY = "shared-memory"
 _EXACT_KEYS = ConfigDict(extra="forbid", strict=True)
 
 
@@ -50,7 +59,9 @@ class Parameters:
     Attributes:
         key_bits: size of a Paillier modulus; None where the backend has no key.
         custody: who holds the private key; None where the backend has no key.
-        link: what carries the messages.
+        link: what carries the messages: "shared-memory", or the rate of every host's link in each
+            direction, one host per rank, as ``tc`` writes it ("100mbit").
+        round_trip_ms: that was added between any two hosts, milliseconds.
         dtype: of the vectors in and out.
         neighbors: k, the ranks that each rank shares masks with; None where these are all
             others, and where the backend has no masks.
@@ -69,6 +80,7 @@ class Parameters:
     dtype: str
     neighbors: int | None
     colluding: int | None
+    round_trip_ms: float = 0.0
 
     @property
     def variant(self) -> str:
@@ -82,13 +94,22 @@ class Parameters:
         """A short name for people."""
         return (
             f"{self.variant}, {self.parties} parties, dim {self.dim}, "
-            f"b {self.modulus_bits}, {self.dtype}, {self.link}"
+            f"b {self.modulus_bits}, {self.dtype}, {self.network}"
         )
 
     @property
-    def workload(self) -> tuple[int, int, int, str, str]:
+    def network(self) -> str:
+        """The link, with the round trip where one was added."""
+        delay = f" + {self.round_trip_ms:g} ms" if self.round_trip_ms else ""
+        return f"{self.link}{delay}"
+
+    @property
+    def workload(self) -> tuple[int, int, int, str, float, str]:
         """What must be equal for two backends to stand beside each other."""
-        return self.parties, self.dim, self.modulus_bits, self.link, self.dtype
+        return (
+            *(self.parties, self.dim, self.modulus_bits, self.link, self.round_trip_ms),
+            self.dtype,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +148,10 @@ class Measurement:
         messages: messages sent, likewise.
         cpu_seconds: processor time of the timed values together.
         peak_rss_bytes: largest resident set of the process, Python and libraries included.
+        interface_bytes: that the kernel sent on each host's interface for the timed values
+            together, all headers included; empty in shared memory.
+        largest_error: largest distance of an opened coordinate from the exact sum; 0 for every
+            backend, since those are exact.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
@@ -139,11 +164,37 @@ class Measurement:
     messages: Mapping[str, tuple[int, ...]]
     cpu_seconds: tuple[float, ...]
     peak_rss_bytes: tuple[int, ...]
+    interface_bytes: tuple[int, ...] = ()
+    largest_error: float = 0.0
 
     def bytes_per_sum(self) -> float:
         """Return the bytes that all ranks together sent for one sum, without the set-up."""
         total = sum(sum(by_rank) for stage, by_rank in self.bytes_sent.items() if stage != SETUP)
         return total / len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLink:
+    """What the network between the hosts of a run was, measured before it with TCP alone.
+
+    Attributes:
+        shaping: what limits the rate: "tbf", the kernel's token bucket.
+        delay: what adds the round trip: "none", "netem" (the kernel), or "relay" (a program of ours
+            that holds every packet back).
+        one_way_bit_per_s: what TCP delivers from the first host to the last.
+        both_ways_bit_per_s: the same in each direction, with streams in both at once.
+        round_trip_s: median of single bytes there and back.
+        congestion_control: of TCP, by its name in the kernel.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
+
+    shaping: str
+    delay: str
+    one_way_bit_per_s: float
+    both_ways_bit_per_s: float
+    round_trip_s: float
+    congestion_control: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +220,7 @@ class Record:
         started_at: UTC, ISO 8601.
         commit: of the checkout, ``-dirty`` appended if it was changed; None outside of one.
         failure: None, or why there is no measurement.
+        link: None in shared memory, and where a launch failed before it was measured.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
@@ -186,6 +238,7 @@ class Record:
     versions: Mapping[str, str]
     failure: str | None
     measured: Measurement | None
+    link: MeasuredLink | None = None
 
     def __post_init__(self) -> None:
         if (self.failure is None) == (self.measured is None):
@@ -210,8 +263,8 @@ def parse_record(text: str, source: str) -> Record:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source}: not a JSON record: {error}") from None
     found = document.get("schema") if isinstance(document, dict) else None
-    if found == _FIRST_SCHEMA:
-        document = _as_second(document, source)
+    if isinstance(found, str) and found in _UNSAID:
+        document = _as_present(document, source)
         text, found = json.dumps(document), SCHEMA
     if found != SCHEMA:
         raise ConfigError(
@@ -226,17 +279,23 @@ def parse_record(text: str, source: str) -> Record:
         raise ConfigError(f"{source}: {key}: {first['msg']}; remake the record") from None
 
 
-def _as_second(first: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return a record of schema /1 as one of /2; whatever else is wrong with it stays so."""
-    parameters = first.get("parameters")
-    if not isinstance(parameters, dict):
-        return {**first, "schema": SCHEMA}
-    later = sorted(_UNSAID_IN_FIRST.keys() & parameters.keys())
-    if later:
-        raise ConfigError(
-            f"{source}: parameters.{later[0]}: {_FIRST_SCHEMA} has no such key; remake the record"
-        )
-    return {**first, "schema": SCHEMA, "parameters": {**parameters, **_UNSAID_IN_FIRST}}
+def _as_present(earlier: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return a record of an earlier schema as one of this; whatever else is wrong stays so."""
+    schema = earlier["schema"]
+    completed = {**earlier, "schema": SCHEMA}
+    if "link" in earlier:
+        raise ConfigError(f"{source}: link: {schema} has no such key; remake the record")
+    for key, unsaid in (("parameters", _UNSAID[schema]), ("measured", _UNSAID_IN_MEASUREMENT)):
+        part = earlier.get(key)
+        if not isinstance(part, dict):
+            continue
+        later = sorted(unsaid.keys() & part.keys())
+        if later:
+            raise ConfigError(
+                f"{source}: {key}.{later[0]}: {schema} has no such key; remake the record"
+            )
+        completed[key] = {**part, **unsaid}
+    return completed
 
 
 def load_records(path: Path) -> list[Record]:

@@ -25,7 +25,7 @@ def test_a_record_is_immutable(record):
         record().run = 3
 
 
-@pytest.mark.parametrize("schema", ["mpcfl.bench.record/3", None, 1])
+@pytest.mark.parametrize("schema", ["mpcfl.bench.record/4", None, 1, []])
 def test_unknown_schema_is_refused_with_its_name(record, schema):
     document = json.loads(record().to_json()) | {"schema": schema}
     with pytest.raises(ConfigError, match=r"here: schema .* is not known.*" + SCHEMA):
@@ -41,37 +41,72 @@ def test_extra_and_missing_keys_are_refused(record):
         parse_record(json.dumps(document), "here")
 
 
-def _first(record):
-    """Return a document of schema /1, which did not know the later parameters."""
-    document = json.loads(record().to_json()) | {"schema": "mpcfl.bench.record/1"}
-    for key in ("dtype", "neighbors", "colluding"):
-        del document["parameters"][key]
+# What a schema did not know yet, by part of the record.
+LATER = {
+    "mpcfl.bench.record/1": {
+        "parameters": ("dtype", "neighbors", "colluding", "round_trip_ms"),
+        "measured": ("interface_bytes", "largest_error"),
+    },
+    "mpcfl.bench.record/2": {
+        "parameters": ("round_trip_ms",),
+        "measured": ("interface_bytes", "largest_error"),
+    },
+}
+
+
+def _of_schema(schema, record):
+    """Return the document of a record in an earlier schema."""
+    document = json.loads(record.to_json()) | {"schema": schema}
+    del document["link"]
+    for part, keys in LATER[schema].items():
+        for key in keys:
+            if document[part] is not None:
+                del document[part][key]
     return document
 
 
-def test_a_record_of_the_first_schema_loads_as_what_it_measured(record):
-    assert parse_record(json.dumps(_first(record)), "here") == record()
-    old = parse_record(json.dumps(_first(record)), "here").parameters
-    assert (old.dtype, old.neighbors, old.colluding) == ("int64", None, None)
+@pytest.mark.parametrize("schema", LATER)
+@pytest.mark.parametrize("failure", [None, "exit code 1"])
+def test_a_record_of_an_earlier_schema_loads_as_what_it_measured(record, schema, failure):
+    made = record(failure=failure)
+    old = parse_record(json.dumps(_of_schema(schema, made)), "here")
+    assert old == made
+    assert (old.parameters.dtype, old.parameters.neighbors) == ("int64", None)
+    assert (old.parameters.round_trip_ms, old.link) == (0.0, None)
 
 
-def test_a_record_of_the_first_schema_is_checked_as_strictly(record):
-    mixed = _first(record)
-    mixed["parameters"]["neighbors"] = 3
-    with pytest.raises(ConfigError, match=r"here: parameters\.neighbors: .*record/1 has no such"):
-        parse_record(json.dumps(mixed), "here")
-    with pytest.raises(ConfigError, match="here: mean"):
-        parse_record(json.dumps(_first(record) | {"mean": 1.0}), "here")
-    with pytest.raises(ConfigError, match="here: parameters"):
-        parse_record(json.dumps(_first(record) | {"parameters": 3}), "here")
+@pytest.mark.parametrize("schema", LATER)
+def test_a_record_of_an_earlier_schema_is_checked_as_strictly(record, schema):
+    def refused(document):
+        with pytest.raises(ConfigError) as caught:
+            parse_record(json.dumps(document), "here")
+        return str(caught.value)
+
+    for part, keys in LATER[schema].items():
+        for key in keys:
+            mixed = _of_schema(schema, record())
+            mixed[part][key] = 3
+            assert refused(mixed).startswith(f"here: {part}.{key}: {schema} has no such key")
+    old = _of_schema(schema, record())
+    assert refused(old | {"link": None}).startswith(f"here: link: {schema} has no such key")
+    assert refused(old | {"mean": 1.0}).startswith("here: mean")
+    assert refused(old | {"parameters": 3}).startswith("here: parameters")
+    assert refused(old | {"measured": 3}).startswith("here: measured")
 
 
 def test_the_case_names_what_makes_a_record_comparable(parameters):
     cases = {
         parameters("ring", **changes).case
-        for changes in ({}, {"neighbors": 2}, {"dtype": "int32"}, {"modulus_bits": 20})
+        for changes in (
+            {},
+            {"neighbors": 2},
+            {"dtype": "int32"},
+            {"modulus_bits": 20},
+            {"link": "20mbit"},
+            {"link": "20mbit", "round_trip_ms": 40.0},
+        )
     }
-    assert len(cases) == 4
+    assert len(cases) == 6
     assert parameters("ring", neighbors=2).variant == "ring 2 neighbors"
     assert parameters("phe", key_bits=2048, custody="holder").variant == "phe 2048 bit, holder"
     # A ratio to the baseline is taken over equal vectors, whatever the graph.
