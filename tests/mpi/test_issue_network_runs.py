@@ -42,6 +42,8 @@ from pathlib import Path
 import mpcfl.parties.joining
 from mpcfl.net import roster
 from mpcfl.net.meter import Meter
+from mpcfl.net.mpi import MpiTransport
+from mpcfl.net.wire import Kind
 from mpcfl.parties.__main__ import main
 
 own = json.loads(sys.argv[1]).get(os.environ["PMIX_RANK"], {})
@@ -74,6 +76,25 @@ if "at" in own:
         return measured(self, name)
 
     Meter.stage = stage
+
+
+# What of a handshake the network can record, and play again in another run.
+handshake = {bytes([Kind[name]]): name for name in ("HELLO", "SIGNATURE")}
+allgather = MpiTransport.allgather
+
+
+def played(self, message):
+    name = handshake.get(message[5:6]) if message.startswith(b"mpfl") else None
+    if name and "record" in own:
+        Path(own["record"] + name).write_bytes(message)
+    if not name or "replay" not in own:
+        return allgather(self, message)
+    said = allgather(self, Path(own["replay"] + name).read_bytes())
+    said[self.rank] = message
+    return said
+
+
+MpiTransport.allgather = played
 
 
 def unpickled(event, arguments):
@@ -213,6 +234,24 @@ def test_who_is_not_expected_is_refused_before_any_data_is_touched(
     assert any(says in sentence for sentence in errors(ended)), ended.stderr
     assert world.looked() == []
     assert not (world.folder / "out").exists()
+    assert ended.seconds < SOON_S
+
+
+def test_an_old_transcript_is_refused_before_any_data_is_touched(world: World) -> None:
+    """Somebody plays again what ben said, and signed, in an honest run of the same parties."""
+    world.identities()
+    honest = world.run(*FILES, others={1: {"record": "ben-"}})
+    assert "done: " in honest.stdout, honest.stderr
+    assert {path.name for path in world.folder.glob("ben-*")} == {"ben-HELLO", "ben-SIGNATURE"}
+    for path in world.folder.glob("looked-*"):
+        path.unlink()
+    again = ("job.toml", "--out", "again")
+    ended = world.run(*FILES, others={1: {"replay": "ben-"}}, start=again)
+    assert "done: " not in ended.stdout
+    sentence = "a message from ben failed authentication in stage handshake"
+    assert any(sentence in line for line in errors(ended)), ended.stderr
+    assert world.looked() == []
+    assert not (world.folder / "again").exists()
     assert ended.seconds < SOON_S
 
 
