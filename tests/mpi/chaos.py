@@ -88,7 +88,7 @@ def run_trial(trial: Trial, warm: WarmServer, keys: Keys, folder: Path) -> Verdi
     settings = [part for change in changes for part in ("--set", change)]
     files = keys.options(folder) if trial.kind.has_key_files else []
     arguments = (_DOOMED_RANK, trial.fate(), "job.toml", *settings, *files, "--out", "out")
-    ended = run_job(warm, len(NAMES), arguments, folder, deadline_s=DEADLINE_S)
+    ended = run_job(warm, len(trial.kind.names), arguments, folder, deadline_s=DEADLINE_S)
     problems = list(judge(trial, ended, folder))
     problems += [f"left behind: {what}" for what in left_behind(warm)]
     return Verdict(trial, ended, tuple(problems), went_on="done: " in ended.stdout)

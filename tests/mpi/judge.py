@@ -57,7 +57,7 @@ def _judge_finished(trial: Trial, ended: Ended, out: Path) -> Iterator[str]:
             expected = survivors if entry["round"] > trial.round_id else list(NAMES)
             if parties != expected:
                 yield f"round {entry['round']} names {parties}, not {expected}"
-    is_told = f"{NAMES[trial.rank]} was lost" in ended.stdout
+    is_told = f"{trial.victim} was lost" in ended.stdout
     if trial.point is not None and trial.round_id < ROUNDS and not is_told:
         yield "nobody was told of the loss"
 
@@ -68,9 +68,9 @@ def _judge_stopped(trial: Trial, ended: Ended, out: Path, has_met: bool) -> Iter
     began = any('"kind":"charge"' in text for text in transcripts)
     if not has_met:
         yield f"it stopped although nobody was killed: {errors}"
-    if not any(NAMES[trial.rank] in line for line in errors):
+    if not any(trial.victim in line for line in errors):
         yield f"it stopped without the name of who is missing: {errors}"
-    if began:
+    if began and not trial.is_needed:
         yield f"it stopped, and three parties could have gone on: {errors}"
 
 

@@ -44,6 +44,12 @@ class Kind:
     name: str
     settings: tuple[str, ...]
     has_key_files: bool = False
+    has_aggregator: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all ranks."""
+        return (*NAMES, "aggregator") if self.has_aggregator else NAMES
 
 
 KINDS = (
@@ -60,6 +66,13 @@ KINDS = (
         has_key_files=True,
     ),
 )
+# With a fifth rank, which has no data.
+CLIENTS = Kind(
+    "clients",
+    ('aggregation.backend="paillier"', 'aggregation.custody="clients"'),
+    has_aggregator=True,
+)
+ALL_KINDS = (*KINDS, CLIENTS)
 
 
 @dataclass(frozen=True)
@@ -85,14 +98,14 @@ class Point:
         return f"{self.stage}-{self.event}{self.count or ''}"
 
 
-_ALL_KINDS = tuple(kind.name for kind in KINDS)
+_ALL_NAMES = tuple(kind.name for kind in ALL_KINDS)
 POINTS = (
     # Each of the eight stages, as it begins.
     *(
         Point(stage, "enter")
         for stage in ("train", "clip", "quantize", "noise", "protect", "aggregate", "open")
     ),
-    Point("apply", "enter", stands_under=_ALL_KINDS),
+    Point("apply", "enter", stands_under=_ALL_NAMES),
     # Charged, and nobody knows; one of three others has heard that it goes on.
     Point("reserve", "leave"),
     Point("agree", "message", 2),
@@ -103,8 +116,8 @@ POINTS = (
     Point("aggregate", "message", 8),
     # The sum is open here, and is being compared; it was; it is in the model and in the ledger.
     Point("open", "message", 2, stands_under=("ring", "crypten")),
-    Point("open", "leave", stands_under=_ALL_KINDS),
-    Point("commit", "leave", stands_under=_ALL_KINDS),
+    Point("open", "leave", stands_under=_ALL_NAMES),
+    Point("commit", "leave", stands_under=_ALL_NAMES),
 )
 
 # Outside of rounds: as the parties sign that they begin, as they open a session, as they agree on
@@ -115,6 +128,15 @@ _BEFORE_AND_AFTER = (
     (Point("finish", "enter"), ROUNDS),
     (Point("finish", "message", 2), ROUNDS),
     (Point("finish", "message", 5), ROUNDS),
+)
+_OF_AN_AGGREGATOR = (
+    (Point("view", "message", 2), 0),
+    (Point("agree", "message", 2), 1),
+    (Point("aggregate", "enter"), 2),
+    (Point("aggregate", "message", 2), 3),
+    (Point("finish", "enter"), ROUNDS),
+    (Point("finish", "message", 2), ROUNDS),
+    (Point("finish", "message", 6), ROUNDS),
 )
 
 
@@ -153,7 +175,17 @@ class Trial:
         where = f"random-{self.after_s:.3f}s-of-{since}"
         if self.point is not None:
             where = f"{self.point.name}-round{self.round_id}"
-        return f"{where}-{self.kind.name}-{NAMES[self.rank]}"
+        return f"{where}-{self.kind.name}-{self.victim}"
+
+    @property
+    def victim(self) -> str:
+        """Return the name of who is killed."""
+        return self.kind.names[self.rank]
+
+    @property
+    def is_needed(self) -> bool:
+        """Tell whether nobody can go on without it."""
+        return self.rank >= len(NAMES)
 
     def fate(self) -> str:
         """Return what `doomed_rank.py` reads."""
@@ -167,18 +199,28 @@ class Trial:
 
 
 def at_points() -> list[Trial]:
-    """Return every point with every rank and every kind; rounds vary."""
-    pairs = [(kind, rank) for kind in KINDS for rank in range(len(NAMES))]
+    """Return every point with every rank and every kind; rounds vary.
+
+    An aggregator has few stages of its own, and is killed in those.
+    """
+    pairs = [(kind, rank) for kind in ALL_KINDS for rank in range(len(NAMES))]
     in_rounds = [
         Trial(kind, rank, point, 1 + (index + rank) % ROUNDS, number=index + rank)
         for index, point in enumerate(POINTS)
         for kind, rank in pairs
     ]
-    return in_rounds + [
-        Trial(kind, rank, point, round_id, number=rank)
-        for point, round_id in _BEFORE_AND_AFTER
-        for kind, rank in pairs
-    ]
+    return (
+        in_rounds
+        + [
+            Trial(kind, rank, point, round_id, number=rank)
+            for point, round_id in _BEFORE_AND_AFTER
+            for kind, rank in pairs
+        ]
+        + [
+            Trial(CLIENTS, len(NAMES), point, round_id, number=round_id)
+            for point, round_id in _OF_AN_AGGREGATOR
+        ]
+    )
 
 
 def one_per_point() -> list[Trial]:
@@ -208,13 +250,16 @@ def at_random_times(count: int, seed: str, longest_s: float) -> list[Trial]:
         digest = hashlib.sha256(f"{seed} {number} {what}".encode()).digest()
         return int.from_bytes(digest, "big") % below
 
-    return [
-        Trial(
-            KINDS[draw(number, "kind", len(KINDS))],
-            draw(number, "rank", len(NAMES)),
-            after_s=draw(number, "time", 10_000) / 10_000 * longest_s,
-            from_round=number % 4 > 0,
-            number=number,
+    trials = []
+    for number in range(count):
+        kind = ALL_KINDS[draw(number, "kind", len(ALL_KINDS))]
+        trials.append(
+            Trial(
+                kind,
+                draw(number, "rank", len(kind.names)),
+                after_s=draw(number, "time", 10_000) / 10_000 * longest_s,
+                from_round=number % 4 > 0,
+                number=number,
+            )
         )
-        for number in range(count)
-    ]
+    return trials
