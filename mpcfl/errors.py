@@ -134,11 +134,13 @@ class PartyLost(MpcflError):
 
     Attributes:
         ranks: ranks of the lost parties, where known.
+        awaited: by rank, the seconds that this party had waited for others when it was told.
     """
 
     def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.ranks = ranks
+        self.awaited: dict[int, float] = {}
 
 
 def were_lost(names: Iterable[str]) -> str:

@@ -144,7 +144,8 @@ class Connection:
             AuthenticationError: a member did not sign the view.
         """
         doubted = [self._membership.members[place] for place in lost.ranks]
-        self._membership.agree(doubted)
+        awaited = {self._membership.members[place]: s for place, s in lost.awaited.items()}
+        self._membership.agree(doubted, awaited)
         self._require_quorum()
         self._follow()
         public_keys = [self._agreed.public_keys[seat] for seat in self._membership.members]

@@ -26,6 +26,7 @@ tests (`docs/recovery.md`).
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,11 +120,14 @@ class Membership:
         """Wait for nobody longer than it takes to write a report."""
         self._longest_s = min(self._longest_s, _HURRY_S)
 
-    def agree(self, doubted: Collection[int]) -> tuple[int, ...]:
+    def agree(
+        self, doubted: Collection[int], awaited: Mapping[int, float] | None = None
+    ) -> tuple[int, ...]:
         """Agree with all who are left on who that is, and enter the next epoch.
 
         Args:
             doubted: numbers of the members that were silent for a deadline; may be empty.
+            awaited: seconds that this party has waited for others already, by number.
 
         Returns:
             The numbers of those who were lost; empty if all members answer, as when only
@@ -134,25 +138,25 @@ class Membership:
             LeftOut: the others have gone on without this party.
         """
         before, lost = frozenset(self.members), frozenset[int]()
-        doubts = frozenset(doubted)
+        doubts, waited_s = frozenset(doubted), awaited or {}
         while True:
-            awaited = [party for party in self._others() if party not in lost]
-            for party in awaited:
+            asked = [party for party in self._others() if party not in lost]
+            for party in asked:
                 self._post(party, Alarm(self.epoch, lost, doubts))
-            heard = self._hear(awaited, doubts)
+            heard = self._hear(asked, doubts, waited_s)
             moved = next((alarm for alarm in heard.values() if alarm.moved), None)
             if moved is not None:
                 # Nobody can be in a later epoch than the next one without having signed that.
                 left = moved.parties if moved.epoch == self.epoch + 1 else frozenset()
                 break
             told = [alarm.parties for alarm in heard.values()]
-            known = lost.union(set(awaited) - set(heard), *told)
+            known = lost.union(set(asked) - set(heard), *told)
             left = before - known
             if known == lost and all(parties == known for parties in told):
                 break
             self._require_own(left)
             doubts = doubts.union(*(alarm.doubted for alarm in heard.values()))
-            lost = known
+            lost, waited_s = known, {}
         self._require_own(left)
         self._enter(left)
         return tuple(sorted(before - left))
@@ -244,22 +248,31 @@ class Membership:
     def _names(self, parties: Iterable[int]) -> list[str]:
         return [self._standing.names[party] for party in sorted(parties)]
 
-    def _hear(self, awaited: Sequence[int], doubted: Collection[int]) -> dict[int, Alarm]:
+    def _hear(
+        self, asked: Sequence[int], doubted: Collection[int], waited_s: Mapping[int, float]
+    ) -> dict[int, Alarm]:
         """Return the next alarm of each party; those who die or stay silent are left out."""
         heard: dict[int, Alarm] = {}
-        silent, doubts = list(awaited), set(doubted)
+        silent, doubts = list(asked), set(doubted)
         start = time.monotonic()
         while silent:
-            waited_s = time.monotonic() - start
-            for party in tuple(silent):
-                # Asked first: what a party said before it died still counts.
-                is_over = self._port.is_dead(party) or waited_s > self._patience_s(party in doubts)
+            elapsed_s = time.monotonic() - start
+            # Asked first: what a party said before it died still counts.
+            over = {
+                party
+                for party in silent
+                if self._port.is_dead(party)
+                or elapsed_s > self._patience_s(party in doubts, waited_s.get(party, 0.0))
+            }
+            for party in self._others():
                 self._collect(party)
+            doubts |= self._given_up()
+            for party in tuple(silent):
                 alarm = self._next_alarm(party)
                 if alarm is not None:
                     heard[party] = alarm
                     doubts |= alarm.doubted
-                if is_over or alarm is not None:
+                if party in over or alarm is not None:
                     silent.remove(party)
             self._require_more()
             if any(alarm.moved for alarm in heard.values()):
@@ -267,8 +280,15 @@ class Membership:
             time.sleep(_POLL_S)
         return heard
 
-    def _patience_s(self, doubted: bool) -> float:
-        return min(self._longest_s, _ANSWER_S) if doubted else self._longest_s
+    def _given_up(self) -> frozenset[int]:
+        """Return for whom some member, which is a step further, does not wait any longer."""
+        alarms = itertools.chain.from_iterable(self._waiting[party] for party in self._others())
+        words = (a.parties for a in alarms if a.epoch == self.epoch and not a.moved)
+        return frozenset(itertools.chain.from_iterable(words))
+
+    def _patience_s(self, doubted: bool, waited_s: float) -> float:
+        shortest_s = min(self._longest_s, _ANSWER_S)
+        return shortest_s if doubted else max(shortest_s, self._longest_s - waited_s)
 
     def _next_alarm(self, party: int) -> Alarm | None:
         """Take a party's next word on this epoch; what it says of later ones waits."""

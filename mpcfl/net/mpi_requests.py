@@ -98,7 +98,7 @@ class Deadline:
             now = time.monotonic()
             if now > next_ask:
                 next_ask = now + _ASK_DEAD_S
-                self._owner.watch()
+                self._look_for_alarms(missing)
                 dead = tuple(rank for rank in self._owner.failed_ranks() if rank in self._ranks)
                 if dead:
                     raise self._died(dead)
@@ -112,6 +112,14 @@ class Deadline:
                 )
             time.sleep(sleep_s)
             sleep_s = min(_MAX_SLEEP_S, sleep_s * _SLEEP_GROWTH + _FIRST_SLEEP_S)
+
+    def _look_for_alarms(self, missing: Callable[[], Sequence[int]]) -> None:
+        try:
+            self._owner.watch()
+        except PartyLost as lost:
+            waited_s = time.monotonic() - self._end + self._owner.deadline_s
+            lost.awaited = dict.fromkeys(missing(), waited_s)
+            raise
 
     def _died(self, ranks: tuple[int, ...]) -> PartyLost:
         return PartyLost(f"{self._owner.party_names(ranks)} died during the run", ranks)

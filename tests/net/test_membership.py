@@ -164,6 +164,29 @@ def some_of(parties: Collection[int]) -> Iterator[tuple[int, ...]]:
         yield from itertools.combinations(sorted(parties), size)
 
 
+# Longer than a test may take: whoever waits for it hangs.
+ENDLESS_S = 10 * HANG_S
+
+
+def together(*parties: Callable[[], object]) -> list[BaseException]:
+    """Let parties act, each in a thread; return what they raised."""
+    errors: list[BaseException] = []
+
+    def act(party: Callable[[], object]) -> None:
+        try:
+            party()
+        except BaseException as error:  # noqa: BLE001 - the test says which one it expects
+            errors.append(error)
+
+    threads = [threading.Thread(target=act, args=(p,), daemon=True) for p in parties]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG_S)
+    assert not any(thread.is_alive() for thread in threads), "somebody hangs"
+    return errors
+
+
 @pytest.mark.parametrize("dead", range(3))
 def test_whoever_notices_a_death_all_who_are_left_agree(dead: int) -> None:
     left = [seat for seat in range(3) if seat != dead]
@@ -210,6 +233,20 @@ def test_who_says_nothing_is_left_out_and_finds_that_out() -> None:
         again = Scene(3, first=[0], doubted=[2], stopped=[2]).play()
         with pytest.raises(LeftOut, match=r"lost touch with cyd.*when the run is resumed"):
             comes_back(again.members[2])
+
+
+def test_nobody_waits_for_a_second_deadline() -> None:
+    """Cyd is silent; dan, who has waited for it, gives up first, and the others with him.
+
+    They had waited for dan, or for nobody, and would wait for a whole deadline.
+    """
+    network = MemoryNetwork(4, ENDLESS_S)
+    ada, ben, dan = (member(network, seat) for seat in (0, 1, 3))
+    waited = {2: ENDLESS_S - ANSWER_S}
+    assert not together(
+        lambda: ada.agree([3]), lambda: ben.agree([]), lambda: dan.agree([], waited)
+    )
+    assert ada.members == ben.members == dan.members == (0, 1, 3)
 
 
 def test_a_party_that_is_behind_is_told_where_the_others_are(
@@ -264,29 +301,6 @@ def test_watching_names_the_places_of_those_who_are_missed() -> None:
     with pytest.raises(PartyLost, match="ben was lost") as heard:
         ada.watch()
     assert heard.value.ranks == (1,)
-
-
-# Longer than a test may take: whoever waits for it hangs.
-ENDLESS_S = 10 * HANG_S
-
-
-def together(*parties: Callable[[], object]) -> list[BaseException]:
-    """Let parties act, each in a thread; return what they raised."""
-    errors: list[BaseException] = []
-
-    def act(party: Callable[[], object]) -> None:
-        try:
-            party()
-        except BaseException as error:  # noqa: BLE001 - the test says which one it expects
-            errors.append(error)
-
-    threads = [threading.Thread(target=act, args=(p,), daemon=True) for p in parties]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANG_S)
-    assert not any(thread.is_alive() for thread in threads), "somebody hangs"
-    return errors
 
 
 @pytest.mark.parametrize("posts", [*range(3), None])
