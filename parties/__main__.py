@@ -37,6 +37,8 @@ from mpcfl.parties.events import Event, Failed, to_json
 from mpcfl.parties.program import RunEnd, run_rank
 
 _EXIT_ERROR = 1
+# Set by Open MPI's mpirun for all ranks.
+_FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"
 # mpirun may hang when ranks abort in the same moment, so they take turns.
 _TURN_S = 0.3
 _LONGEST_TURN_S = 1.5
@@ -99,8 +101,12 @@ def _stop(transport: MpiTransport, tell: Callable[[Event], None], error: BaseExc
 
 
 def _leave(end: RunEnd) -> None:
-    """Leave MPI after a run that came to its end; all who are left have said goodbye."""
-    if not end.has_lost:
+    """Leave MPI after a run that came to its end; all who are left have said goodbye.
+
+    Its own end would have this process meet all others, those who are gone and those who die
+    there. Without fault tolerance it has to come to that, or mpirun reports a failure.
+    """
+    if not end.has_lost and not (end.has_parted and _FAULT_TOLERANCE in os.environ):
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -108,7 +114,6 @@ def _leave(end: RunEnd) -> None:
         # Who was left out may not be dead, and mpirun would wait for it.
         time.sleep(_TURN_S * (1 + end.place))
         MPI.COMM_WORLD.Abort(0)
-    # MPI's own end would have this process meet those who are gone.
     os._exit(0)
 
 

@@ -52,11 +52,13 @@ class RunEnd:
         place: of this rank among those who are left.
         has_lost: somebody was lost.
         has_silent: one of them may not be dead.
+        has_parted: all who are left know that the run is over.
     """
 
     place: int = 0
     has_lost: bool = False
     has_silent: bool = False
+    has_parted: bool = False
 
 
 def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event], None]) -> RunEnd:
@@ -77,7 +79,8 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
             _agree_on_beginning(rank, folder, connection)
             _run_rounds(rank, folder, connection, tell)
             place = connection.transport.rank
-            return RunEnd(place, connection.has_lost, connection.has_silent)
+            lost, silent = connection.has_lost, connection.has_silent
+            return RunEnd(place, lost, silent, has_parted=True)
         finally:
             if lock is not None:
                 lock.close()
