@@ -33,9 +33,10 @@ demo: setup ## train on real data at four parties; the budget every round, the a
 test: setup ## run all tests and measure branch coverage
 	$(BIN)/coverage erase
 	@mkdir -p build
-	@# Tests that start MPI jobs run one after the other, beside all others, which only take what is left.
+	@# Tests that start MPI jobs wait a lot: two files at a time, beside all others, which only take
+	@# what is left.
 	@nice -n 10 $(BIN)/coverage run -m pytest -m "not mpi" > build/tests.log 2>&1 & others=$$!; \
-	$(BIN)/coverage run -m pytest -m mpi; with_mpi=$$?; \
+	$(BIN)/coverage run -m pytest -m mpi -n 2 --dist loadfile; with_mpi=$$?; \
 	wait $$others; without=$$?; \
 	cat build/tests.log; \
 	test $$with_mpi -eq 0 -a $$without -eq 0
