@@ -3,9 +3,9 @@
     python benchmarks/cases/ring_network.py                        # as root; two minutes
     python benchmarks/cases/ring_network.py --table FILE.jsonl     # runs nothing
 
-Two hosts on this machine, joined by a link of 1 Gbit/s in each direction (two_hosts.py); what
-TCP makes of the link is measured first. Half of the ranks are on either host. The exit code is
-1 if a launch failed or a limit was missed.
+Two hosts on this machine, joined by a link of 1 Gbit/s in each direction (`launch/links.py`);
+what TCP makes of the link is measured first. Half of the ranks are on either host. The exit code
+is 1 if a launch failed or a limit was missed.
 
 By default Open MPI has one connection per pair of ranks. A few bytes that ask for a long message
 then queue behind another one that goes the other way, and both directions take turns instead of
@@ -24,12 +24,13 @@ from typing import Any
 from sum_case import INTERRUPTED, choose, make_parser, measure, read, report
 from sum_cell import ALLREDUCE, Cell, Record, Variant, say
 from sum_table import Figure, Spread, bytes_sent, kernel_bytes, ratio, spread
-from two_hosts import ADDRESSES, INTERFACE, mpi_command, require_root, two_hosts
 
 from mpcfl.errors import MpcflError
+from mpcfl.launch.hosts import INTERFACE, LinkSettings, host_addresses, linked_hosts
 
 CASE = "ring_network"
 RATE = "1gbit"
+_HOSTS = 2
 _DIM = 10_000_000
 _BYTE_BITS = 8
 # One percent for what is not the vectors: keys, agreement, framing.
@@ -43,7 +44,14 @@ def cells() -> list[Cell]:
         Variant(ALLREDUCE, ALLREDUCE),
         *(Variant(f"b={bits}", "ring", bits, options={"checked": False}) for bits in (32, 20)),
     )
-    over_link = partial(Cell, dim=_DIM, variants=variants, interface=INTERFACE, addresses=ADDRESSES)
+    over_link = partial(
+        Cell,
+        dim=_DIM,
+        variants=variants,
+        interface=INTERFACE,
+        addresses=host_addresses(_HOSTS),
+        rate=RATE,
+    )
     return [
         over_link("two", 2, mpi_options=_TWO_CONNECTIONS),
         over_link("four", 4, mpi_options=_TWO_CONNECTIONS),
@@ -95,9 +103,8 @@ def _link(key: str, unit: float) -> Callable[[Sequence[Record]], Spread]:
 def run(options: Any) -> list[Record]:
     """Make the two hosts, run the cells, take the hosts away again."""
     chosen = choose(cells(), options)
-    require_root()
-    with two_hosts(RATE) as hosts, mpi_command(hosts) as command:
-        return measure(CASE, chosen, options.record, command)
+    with linked_hosts(_HOSTS, LinkSettings(RATE)) as hosts:
+        return measure(CASE, chosen, options.record, hosts.mpi)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,6 +64,7 @@ class Cell:
         interface: network interface whose bytes the kernel counts; "" for none.
         addresses: of the first and the last rank's host; the link between them is then measured
             first.
+        rate: that this link should have, as in "1gbit"; "" for none.
         mpi_options: more of the command line of mpirun.
     """
 
@@ -77,6 +78,7 @@ class Cell:
     interface: str = ""
     addresses: tuple[str, ...] = ()
     mpi_options: tuple[str, ...] = ()
+    rate: str = ""
 
 
 def parse_cell(document: Mapping[str, Any]) -> Cell:

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,15 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 
 import numpy as np  # noqa: E402 - see above
-from link_speed import measure_link, transmitted_bytes  # noqa: E402 - see above
 from numpy.typing import NDArray  # noqa: E402 - see above
 from sum_cell import ALLREDUCE, Cell, Variant, parse_cell  # noqa: E402 - see above
 
 import mpcfl  # noqa: E402 - see above
+from mpcfl.bench.link_speed import (  # noqa: E402 - see above
+    bit_per_s,
+    measure_link,
+    transmitted_bytes,
+)
 from mpcfl.errors import ProtocolError  # noqa: E402 - see above
 from mpcfl.secagg.registry import load_backend  # noqa: E402 - see above
 
@@ -189,7 +193,7 @@ def peak_bytes() -> int:
 
 def run(cell: Cell, order: list[list[str]], comm: MPI.Intracomm) -> dict[str, Any] | None:
     """Run a cell; return what all ranks measured at rank 0, None elsewhere."""
-    link = measure_link(comm, cell.addresses) if cell.addresses else None
+    link = measure_link(comm, cell.addresses, bit_per_s(cell.rate)) if cell.addresses else None
     contenders, grown = {}, []
     for variant in cell.variants:
         contenders[variant.name] = contender = open_contender(variant, cell, comm)
@@ -207,7 +211,7 @@ def run(cell: Cell, order: list[list[str]], comm: MPI.Intracomm) -> dict[str, An
     if setups is None or peaks is None or values is None:
         return None
     return {
-        "link": link,
+        "link": None if link is None else asdict(link),
         "exact": list(contenders),
         "setup_s": dict(zip(contenders, setups.max(axis=0).tolist(), strict=True)),
         "peak_bytes": dict(zip(contenders, peaks.max(axis=0).tolist(), strict=True)),

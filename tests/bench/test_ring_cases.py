@@ -5,12 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,14 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpcfl.errors import ConfigError, MpcflError, ProtocolError
+from mpcfl.errors import ConfigError, ProtocolError
 
 CASES = Path(__file__).parents[2] / "benchmarks" / "cases"
-NEEDS_NAMESPACES = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("ip") is None,
-    reason="making network namespaces needs root and the program ip (iproute2)",
-)
-
 Module = Callable[[str], ModuleType]
 Make = Callable[..., dict[str, Any]]
 
@@ -274,98 +264,7 @@ def test_network_namespaces_are_refused_without_root_in_one_sentence(
     assert case("ring_network").main([]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == "making network namespaces needs root; run this case as root\n"
-
-
-@pytest.fixture
-def hosts(case: Module) -> Iterator[ModuleType]:
-    module = case("two_hosts")
-    module.require_root()
-    yield module
-    assert not [line for line in _namespaced() if module.INTERFACE in line]
-
-
-def _namespaced() -> list[str]:
-    listed = subprocess.run(
-        [shutil.which("ip") or "ip", "-o", "link"], capture_output=True, text=True, check=True
-    )
-    return listed.stdout.splitlines()
-
-
-def _are_gone(pids: list[int]) -> bool:
-    end = time.monotonic() + 5.0
-    while any(Path(f"/proc/{pid}/ns/net").exists() for pid in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-@NEEDS_NAMESPACES
-def test_two_hosts_are_taken_away_after_an_error_with_all_that_runs_on_them(
-    hosts: ModuleType,
-) -> None:
-    holders: list[int] = []
-    left: list[subprocess.Popen[bytes]] = []
-
-    def fail() -> None:
-        with hosts.two_hosts("1gbit") as (first, second), hosts.mpi_command((first, second)):
-            left.append(subprocess.Popen([*first.enter(), "sleep", "60"], start_new_session=True))
-            holders.extend((first.holder, second.holder))
-            names = [
-                subprocess.run([*host.enter(), "hostname"], capture_output=True, text=True).stdout
-                for host in (first, second)
-            ]
-            assert names == [f"{first.name}\n", f"{second.name}\n"]
-            assert first.name != second.name
-            raise MpcflError("something went wrong")
-
-    with pytest.raises(MpcflError, match="something went wrong"):
-        fail()
-    assert left[0].wait(timeout=5) == -signal.SIGKILL
-    assert _are_gone(holders)
-
-
-@NEEDS_NAMESPACES
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_two_hosts_are_taken_away_when_a_signal_ends_the_program(
-    hosts: ModuleType, listening: Callable[[], None], tmp_path: Path, number: signal.Signals
-) -> None:
-    program = (
-        "import subprocess, time, two_hosts\n"
-        "with two_hosts.two_hosts('1gbit') as (a, b), two_hosts.mpi_command((a, b)):\n"
-        "    left = subprocess.Popen([*a.enter(), 'sleep', '20'], start_new_session=True)\n"
-        "    print(a.holder, b.holder, left.pid, flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=CASES,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=listening,
-    ) as process:
-        assert process.stdout is not None
-        first, second, left = (int(word) for word in process.stdout.readline().split())
-        process.send_signal(number)
-        assert process.wait(timeout=10) != 0
-    assert _are_gone([first, second])
-    if number == signal.SIGKILL:
-        os.kill(left, signal.SIGKILL)
-    else:
-        assert _are_gone([left])
-        assert list(tmp_path.iterdir()) == []
-
-
-@NEEDS_NAMESPACES
-def test_a_step_that_the_system_refuses_is_told_and_leaves_nothing(hosts: ModuleType) -> None:
-    with (
-        pytest.raises(MpcflError, match=r"`nsenter .* tc qdisc .* fast burst"),
-        hosts.two_hosts("fast"),
-    ):
-        pytest.fail("the link has no rate")
+    assert printed.err == "making network namespaces needs root; run this as root\n"
 
 
 RESULTS = CASES.parent / "results"

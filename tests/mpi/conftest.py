@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-# The modules beside this file, and those of the benchmark that makes hosts.
+# The modules beside this file.
 _BESIDE = Path(__file__).parent
-sys.path += [str(_BESIDE), str(_BESIDE.parents[1] / "benchmarks" / "cases")]
+sys.path.append(str(_BESIDE))
 
 from jobs import WarmServer, warm_server  # noqa: E402 - found by the lines above
 

@@ -1,38 +1,29 @@
-"""Hosts on one machine: namespaces on a bridge, whose links can be cut; and the traffic of one.
-
-As in `benchmarks/cases/two_hosts.py`, nothing has a name in the file system or an interface
-outside the namespaces: all of it vanishes with the program that made it.
-"""
+"""Hosts on one machine whose links can be cut, and the traffic of one; see `mpcfl.launch.hosts`."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import secrets
-import shutil
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from two_hosts import INTERFACE, Host, Hosts, ended_by_signals, make_host, system
 
+from mpcfl.launch.hosts import INTERFACE, Host, obstacle
 from mpcfl.launch.mpirun import compose
+from mpcfl.launch.namespaces import make_host, system
 
 
 def _obstacle() -> str:
     """Return why hosts can't be made or watched here; "" if they can."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        return "making network namespaces needs root and the program ip (iproute2)"
-    unshare = shutil.which("unshare") or "unshare"
-    made = subprocess.run([unshare, "--net", "--uts", "true"], capture_output=True, check=False)
-    if made.returncode != 0:
-        return f"this system makes no network namespaces: {made.stderr.decode().strip()}"
+    found = obstacle()
+    if found:
+        return found
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
     except OSError as error:
@@ -42,7 +33,6 @@ def _obstacle() -> str:
 
 _OBSTACLE = _obstacle()
 NEEDS_NAMESPACES = pytest.mark.skipif(bool(_OBSTACLE), reason=_OBSTACLE)
-_BRIDGE = "bridge0"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # From <linux/if_ether.h> and <linux/if_packet.h>.
 _ALL_PROTOCOLS, _OUTGOING, _SOL_PACKET, _PACKET_STATISTICS = 0x0003, 4, 263, 6
@@ -54,33 +44,6 @@ _ETHERNET_BYTES, _TCP, _SYN = 14, 6, 0x02
 _WRAP = 1 << 32
 
 
-@contextmanager
-def bridged_hosts(count: int) -> Iterator[Hosts]:
-    """Make hosts that a bridge joins, each with an address and a host name of its own."""
-    with ExitStack() as stack:
-        stack.enter_context(ended_by_signals())
-        token = secrets.token_hex(4)
-        switch = stack.enter_context(make_host(f"mpcfl-{token}-switch", ""))
-        system([*switch.enter(), "ip", "link", "add", _BRIDGE, "type", "bridge"])
-        system([*switch.enter(), "ip", "link", "set", _BRIDGE, "up"])
-        hosts = tuple(
-            stack.enter_context(make_host(f"mpcfl-{token}-{number}", f"198.18.0.{number + 1}"))
-            for number in range(count)
-        )
-        for number, host in enumerate(hosts):
-            _plug_in(host, switch, f"port{number}")
-        yield hosts
-
-
-def _plug_in(host: Host, switch: Host, port: str) -> None:
-    ends = ("netns", str(host.holder), "type", "veth", "peer", "name", port)
-    system(["ip", "link", "add", INTERFACE, *ends, "netns", str(switch.holder)])
-    system([*switch.enter(), "ip", "link", "set", port, "master", _BRIDGE, "up"])
-    system([*host.enter(), "ip", "link", "set", "lo", "up"])
-    system([*host.enter(), "ip", "addr", "add", f"{host.address}/24", "dev", INTERFACE])
-    system([*host.enter(), "ip", "link", "set", INTERFACE, "up"])
-
-
 def cut_off(host: Host) -> None:
     """Take a host's interface down; nothing leaves or reaches it from then on."""
     system([*host.enter(), "ip", "link", "set", INTERFACE, "down"])
@@ -90,7 +53,6 @@ def cut_off(host: Host) -> None:
 def lone_host() -> Iterator[Host]:
     """Make a host with a loopback interface and no other."""
     with make_host(f"mpcfl-{secrets.token_hex(4)}-alone", "127.0.0.1") as host:
-        system([*host.enter(), "ip", "link", "set", "lo", "up"])
         yield host
 
 

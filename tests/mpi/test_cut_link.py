@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hosts import NEEDS_NAMESPACES, bridged_hosts, cut_off
+from hosts import NEEDS_NAMESPACES, cut_off
 from jobs import TASK, WarmServer, left_behind, run_job
 from trials import NAMES
-from two_hosts import Host, mpi_command
 
+from mpcfl.launch.hosts import Host, LinkSettings, linked_hosts
 from mpcfl.net.identity import Identity, public_key_text
 
 pytestmark = [pytest.mark.mpi, NEEDS_NAMESPACES]
@@ -87,10 +87,10 @@ def test_three_hosts_finish_after_the_fourth_is_cut_off_in_the_middle_of_a_round
     fate = {"ranks": [3], "stage": "aggregate", "round": _CUT_IN, "event": "message", "count": 5}
     arguments = [_DOOMED_RANK, json.dumps({**fate, "wait_for": "cut"}), "job.toml"]
     arguments += ["--party-files", "parties", "--out", "out"]
-    with bridged_hosts(len(NAMES)) as hosts, mpi_command(hosts) as command:
-        watcher = threading.Thread(target=cut_once_met(hosts[3], job_folder), daemon=True)
+    with linked_hosts(len(NAMES), LinkSettings("1gbit")) as linked:
+        watcher = threading.Thread(target=cut_once_met(linked.hosts[3], job_folder), daemon=True)
         watcher.start()
-        ended = run_job(warm, len(NAMES), arguments, job_folder, deadline_s=90, command=command)
+        ended = run_job(warm, len(NAMES), arguments, job_folder, deadline_s=90, command=linked.mpi)
     said = ended.stdout + ended.stderr
     assert "done: " in ended.stdout, said
     met, ended = (
