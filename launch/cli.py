@@ -138,36 +138,50 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 app.command()(keygen)
 
 
+GridArgument = Annotated[
+    str | None, typer.Argument(metavar="GRID", help="A file, or a packaged grid.")
+]
+ResumeGrid = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Go on with the results in this folder: what is measured is not measured again.",
+    ),
+]
+
+
 @bench_app.command()
 def grid(
-    name: Annotated[
-        str, typer.Argument(metavar="GRID", help="A file, or a packaged grid.")
-    ] = "smoke",
+    name: GridArgument = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The packaged smoke grid.")] = False,
     out: Out = None,
+    resume: ResumeGrid = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Run a grid, each cell in fresh processes (the default)."""
-    from mpcfl.launch.bench_command import run_bench
+    from mpcfl.launch.bench_command import BenchOptions, run_bench
 
-    if not run_bench("smoke" if smoke else name, out, as_json=as_json):
+    wanted = "smoke" if smoke else name
+    # Without a name, results to go on with name their grid.
+    chosen = "smoke" if wanted is None and resume is None else wanted
+    if not run_bench(BenchOptions(chosen, out, resume, as_json)):
         raise typer.Exit(1)
 
 
 @bench_app.command()
 def scaling(
-    name: Annotated[
-        str, typer.Argument(metavar="GRID", help="A file, or a packaged grid.")
-    ] = "scaling",
+    name: GridArgument = None,
     out: Out = None,
+    resume: ResumeGrid = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Fit a cost model to measured cells; predict thousands of parties."""
-    from mpcfl.launch.bench_command import run_scaling
+    from mpcfl.launch.bench_command import BenchOptions, run_scaling
 
-    if not run_scaling(name, out, as_json=as_json):
+    chosen = "scaling" if name is None and resume is None else name
+    if not run_scaling(BenchOptions(chosen, out, resume, as_json)):
         raise typer.Exit(1)
 
 

@@ -1,7 +1,8 @@
 """The program of one rank of a benchmark cell: ``python -m mpcfl.bench.cell CELL OUT``.
 
-Started by a launcher under mpirun, one process per party. Rank 0 writes OUT: a
+Started by a launcher under mpirun, one process per party and aggregator. Rank 0 writes OUT: a
 `CellResult` with the measurement, or the rank that failed first writes one with the reason.
+Between hosts, the link is measured first, by the same processes.
 """
 
 from __future__ import annotations
@@ -10,33 +11,43 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from mpcfl.bench.record import Measurement
+from mpcfl.bench.record import MeasuredLink, Measurement
 from mpcfl.errors import MpcflError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpcfl.bench.grid import Cell
+    from mpcfl.bench.cells import Cell
 
 # Read by numpy's and torch's libraries when they load, hence set before either is imported.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "YACL_NUM_THREADS",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """What a launch leaves behind: a measurement, or the reason why there is none."""
+    """What a launch leaves behind: a measurement, or the reason why there is none.
+
+    Attributes:
+        link: that the ranks were on; None in shared memory, and where the launch failed.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     measured: Measurement | None
     versions: dict[str, str]
     failure: str | None
+    link: MeasuredLink | None = None
 
     def to_json(self) -> str:
         """Return the result as JSON."""
@@ -72,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(cell_file: Path, out: Path, comm: MPI.Intracomm) -> None:
-    from mpcfl.bench.grid import parse_cell
+    from mpcfl.bench.cells import parse_cell
     from mpcfl.bench.machine import loaded_versions
     from mpcfl.bench.measure import measure
     from mpcfl.net.mpi import MpiTransport
@@ -81,10 +92,30 @@ def _run(cell_file: Path, out: Path, comm: MPI.Intracomm) -> None:
     cell = parse_cell(cell_file.read_text(encoding="utf-8"))
     _require_ranks(cell, comm.Get_size())
     transport = MpiTransport(comm, deadline_s=cell.timeout_s)
+    link = measure_link_of(cell, comm)
     measured = measure(cell, transport)
     if transport.rank == 0:
-        result = CellResult(measured=measured, versions=loaded_versions(), failure=None)
+        result = CellResult(measured, loaded_versions(), failure=None, link=link)
         write_atomically(out, result.to_json())
+
+
+def measure_link_of(cell: Cell, comm: MPI.Intracomm) -> MeasuredLink | None:
+    """Return what the link is at rank 0; None elsewhere, and where there is none.
+
+    Raises:
+        MpcflError: the cell needs hosts and has none.
+    """
+    if not cell.needs_hosts:
+        return None
+    from mpcfl.bench.link_speed import bit_per_s, measure_link
+
+    if not cell.interface:
+        raise MpcflError(
+            f"the cell asks for a link of {cell.parameters.link}, and its launcher made no hosts; "
+            "run it by mpcfl bench"
+        )
+    found = measure_link(comm, cell.addresses, bit_per_s(cell.parameters.link))
+    return None if found is None else MeasuredLink("tbf", cell.delay, **asdict(found))
 
 
 def _require_ranks(cell: Cell, n_ranks: int) -> None:

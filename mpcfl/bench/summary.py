@@ -88,11 +88,26 @@ def summarize(records: Sequence[Record]) -> list[Row]:
 
 
 def group_by_case(records: Iterable[Record]) -> dict[Parameters, list[Record]]:
-    """Put records with equal parameters together."""
+    """Put records with equal parameters together, of those that count."""
     cases: dict[Parameters, list[Record]] = {}
-    for record in records:
+    for record in settled(records):
         cases.setdefault(record.parameters, []).append(record)
     return cases
+
+
+def settled(records: Iterable[Record]) -> list[Record]:
+    """Return the records without failed launches that were made again later, as --resume does."""
+    kept: list[Record] = []
+    failed: dict[tuple[Parameters, int], Record] = {}
+    for record in records:
+        launch = (record.parameters, record.run)
+        replaced = failed.pop(launch, None)
+        if replaced is not None:
+            kept = [other for other in kept if other is not replaced]
+        if record.failure is not None:
+            failed[launch] = record
+        kept.append(record)
+    return kept
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -111,8 +126,9 @@ def all_seconds(measured: Iterable[Measurement]) -> list[float]:
 def table(rows: Iterable[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return headings and cells as text, for a terminal or a page."""
     headings = (
-        "backend", "parties", "dim", "bits", "dtype", "median", "IQR", "values in runs", "x plain",
-        "protect", "aggregate", "open", "set-up", "B/coordinate", "peak memory", "remark",
+        "backend", "parties", "dim", "bits", "dtype", "link", "median", "IQR", "values in runs",
+        "x plain", "protect", "aggregate", "open", "set-up", "B/coordinate", "peak memory",
+        "remark",
     )  # fmt: skip
     return headings, [_cells(row) for row in rows]
 
@@ -175,6 +191,9 @@ def _doubts(
         doubts.append("trial, not comparable")
     elif len(measured) < _FEWEST_RUNS or min(len(m.values) for m in measured) < _FEWEST_VALUES:
         doubts.append(f"fewer than {_FEWEST_RUNS} runs of {_FEWEST_VALUES} values")
+    largest_error = max(m.largest_error for m in measured)
+    if largest_error > 0:
+        doubts.append(f"inexact: coordinates off by up to {largest_error:.3g}")
     spread = (numbers.high_quartile_s - numbers.low_quartile_s) / numbers.median_s
     if spread > _WIDE_SPREAD:
         doubts.append(f"IQR is {spread:.0%} of the median")
@@ -183,7 +202,7 @@ def _doubts(
 
 def _cells(row: Row) -> tuple[str, ...]:
     p = row.parameters
-    names = (p.variant, str(p.parties), str(p.dim), str(p.modulus_bits), p.dtype)
+    names = (p.variant, str(p.parties), str(p.dim), str(p.modulus_bits), p.dtype, p.network)
     remark = "; ".join((*(f"failed: {reason}" for reason in row.failures), *row.doubts))
     numbers = row.numbers
     if numbers is None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpcfl.bench.grid import Cell
+from mpcfl.bench.cells import Cell
 from mpcfl.bench.record import SCHEMA, Machine, Measurement, Parameters, Phase, Record, Value
 
 MACHINE = Machine("Test CPU", 2, 1 << 33, "6.1", "0123456789abcdef")

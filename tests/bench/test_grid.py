@@ -1,12 +1,15 @@
 from collections import Counter
+from dataclasses import replace
 from importlib.resources import as_file, files
 
 import pytest
 
-from mpcfl.bench.grid import load_grid, make_cells, parse_cell, parse_grid
+from mpcfl.bench.cells import make_cells
+from mpcfl.bench.grid import load_grid, parse_grid
+from mpcfl.bench.peers import PEERS
+from mpcfl.bench.record import SHARED_MEMORY
 from mpcfl.bench.scaling import require_model
 from mpcfl.errors import ConfigError
-from mpcfl.secagg.neighbors import resolve_neighbors
 from mpcfl.secagg.registry import backend_names
 
 GRID = {
@@ -22,31 +25,6 @@ GRID = {
 MASKED = {"backends": ["plain", "ring"], "largest_dim": {}}
 
 
-def test_every_point_comes_once_per_run_and_caps_hold():
-    cells = make_cells(parse_grid(GRID, "grid.toml"))
-    # plain: 2 parties x 2 dims; phe: 2 parties x 1 dim x 2 key sizes.
-    points = Counter(cell.parameters for cell in cells)
-    assert len(points) == 8
-    assert set(points.values()) == {3}
-    assert {c.parameters.dim for c in cells if c.parameters.backend == "phe"} == {10}
-    assert {c.parameters.key_bits for c in cells if c.parameters.backend == "plain"} == {None}
-
-
-def test_cells_come_in_random_order_and_none_is_lost():
-    grid = parse_grid(GRID, "grid.toml")
-    orders = [make_cells(grid) for _ in range(4)]
-    key = repr
-    assert all(sorted(order, key=key) == sorted(orders[0], key=key) for order in orders)
-    # 24 cells: two of the orders are equal with probability below 1e-22.
-    assert orders[0] != orders[1]
-
-
-def test_a_cell_survives_its_json():
-    cell = make_cells(parse_grid(GRID, "grid.toml"))[0]
-    assert parse_cell(cell.to_json()) == cell
-    assert cell.n_ranks == cell.parameters.parties
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -59,8 +37,20 @@ def test_a_cell_survives_its_json():
         ({"runs": 2.5}, "grid.toml: runs = 2.5 is not valid"),
         ({"modulus_bits": [65]}, "grid.toml: modulus_bits.0 = 65"),
         ({"key_bits": [128]}, "grid.toml: key_bits.0 = 128"),
-        ({"links": ["wan"]}, "grid.toml: links.0 = 'wan'"),
-        ({"custody": ["clients"]}, "grid.toml: custody.0 = 'clients' is not valid"),
+        ({"links": ["wan"]}, "grid.toml: links: 'wan' is no rate of a link"),
+        ({"links": ["wan"]}, 'or "shared-memory"'),
+        ({"links": ["0mbit"]}, "grid.toml: links: '0mbit' is no rate"),
+        ({"links": ["10mbit", "10mbit"]}, "links has an entry twice"),
+        ({"round_trip_ms": [40]}, "round_trip_ms = [40.0] does not apply to shared memory"),
+        ({"round_trip_ms": [-1]}, "grid.toml: round_trip_ms.0 = -1 is not valid"),
+        ({"custody": ["nobody"]}, "grid.toml: custody.0 = 'nobody' is not valid"),
+        ({"peers": ["tenseal"]}, "peers names 'tenseal', which is no peer; did you mean tenseal-"),
+        ({"backends": []}, "backends and peers are both empty"),
+        ({"part": []}, "grid.toml: part"),
+        ({"part": [{}, {"runs": 0}]}, "grid.toml: part 2: runs = 0 is not valid"),
+        ({"part": [{"name": "other"}]}, "part 1: name holds for the whole grid"),
+        ({"part": [{"comparable": False}]}, "part 1: comparable holds for the whole grid"),
+        ({"part": [{"dimms": [3]}]}, "part 1: unknown key dimms; did you mean dims?"),
         ({"custody": ["threshold"]}, "custody = ['threshold'] does not apply to backend 'phe'"),
         ({"custody": ["holder", "holder"]}, "custody has an entry twice"),
         (
@@ -105,75 +95,17 @@ def test_missing_keys_files_and_bad_toml_are_named(tmp_path):
         load_grid(file)
 
 
-def test_caps_that_leave_nothing_are_refused():
-    grid = parse_grid(GRID | {"backends": ["phe"], "dims": [1000]}, "grid.toml")
-    with pytest.raises(ConfigError, match="largest_dim and largest_total leave no cell"):
-        make_cells(grid)
+LINKS = ("shared-memory", "100mbit", "20mbit")
 
 
-def test_a_shared_key_is_measured_with_the_backend_that_has_one():
-    changes = {
-        "backends": ["plain", "phe", "paillier"],
-        "dims": [10],
-        "key_bits": [2048],
-        "custody": ["holder", "threshold"],
-    }
-    points = {cell.parameters for cell in make_cells(parse_grid(GRID | changes, "grid"))}
-    assert {(p.backend, p.custody) for p in points} == {
-        ("plain", None),
-        ("phe", "holder"),
-        ("paillier", "holder"),
-        ("paillier", "threshold"),
-    }
-    assert {p.variant for p in points if p.custody == "threshold"} == {
-        "paillier 2048 bit, threshold"
-    }
-
-
-def _points(**changes):
-    return {cell.parameters for cell in make_cells(parse_grid(GRID | MASKED | changes, "grid"))}
-
-
-def test_neighbors_vary_where_there_are_masks_only():
-    points = _points(parties=[16], dims=[10], neighbors=["all", "auto", 8])
-    graphs = {(p.backend, p.neighbors, p.colluding) for p in points}
-    # A third of 16 colluding is 5.
-    few = resolve_neighbors("auto", 16, 5, 0)
-    assert few < 8
-    assert graphs == {
-        ("plain", None, None),
-        ("ring", None, None),
-        ("ring", few, 5),
-        ("ring", 8, 5),
-    }
-
-
-def test_a_graph_that_turns_out_complete_is_measured_once():
-    points = _points(parties=[2, 3], dims=[10], neighbors=["all", "auto", 7])
-    assert {(p.backend, p.parties, p.neighbors) for p in points} == {
-        (backend, parties, None) for backend in ("plain", "ring") for parties in (2, 3)
-    }
-    assert len(make_cells(parse_grid(GRID | MASKED | {"neighbors": ["all", 7]}, "g"))) == 8 * 3
-
-
-def test_dtypes_follow_the_modulus_or_are_named():
-    def dtypes(**changes):
-        points = _points(parties=[2], dims=[10], **changes)
-        return {(p.modulus_bits, p.dtype) for p in points}
-
-    assert dtypes(modulus_bits=[20, 32, 33]) == {(20, "int32"), (32, "int32"), (33, "int64")}
-    assert dtypes(dtypes=["int32", "int64"]) == {(32, "int32"), (32, "int64")}
-
-
-def test_points_with_too_many_integers_in_all_are_left_out():
-    points = _points(parties=[2, 4], dims=[10, 100], largest_total=200)
-    assert {(p.parties, p.dim) for p in points} == {(2, 10), (4, 10), (2, 100)}
+def _packaged(name):
+    with as_file(files("mpcfl.grids") / f"{name}.toml") as file:
+        return load_grid(file)
 
 
 def test_the_packaged_scaling_grid_is_what_the_model_is_fitted_to():
-    with as_file(files("mpcfl.launch") / "grids" / "scaling.toml") as file:
-        grid = load_grid(file)
-    assert (grid.runs, grid.values >= 7) == (1, True)
+    grid = _packaged("scaling")
+    assert (grid.parts[0].runs, grid.parts[0].values >= 7) == (1, True)
     points = {cell.parameters for cell in make_cells(grid)}
     require_model(points)
     for parties in (2, 4, 8, 16, 32, 64):
@@ -185,11 +117,50 @@ def test_the_packaged_scaling_grid_is_what_the_model_is_fitted_to():
         assert variants == {("plain", True), ("ring", True)} | sparse
 
 
-def test_the_packaged_smoke_grid_is_a_trial_of_all_backends_at_two_and_four_parties():
-    with as_file(files("mpcfl.launch") / "grids" / "smoke.toml") as file:
-        grid = load_grid(file)
+def test_the_packaged_smoke_grid_is_a_trial_of_all_backends_and_custodies():
+    grid = _packaged("smoke")
     assert not grid.comparable
-    assert grid.runs == 1
-    assert grid.values == 3
-    assert set(grid.backends) == set(backend_names())
-    assert grid.parties == [2, 4]
+    cells = make_cells(grid)
+    assert {(cell.run, cell.values) for cell in cells} == {(0, 3)}
+    assert {(c.parameters.backend, c.parameters.parties) for c in cells} == {
+        (backend, parties) for backend in backend_names() for parties in (2, 4)
+    }
+    assert _custodies(cells) == {"holder", "clients", "threshold"}
+    # It runs without root.
+    assert not any(cell.needs_hosts for cell in cells)
+
+
+def _custodies(cells):
+    return {c.parameters.custody for c in cells if c.parameters.backend == "paillier"}
+
+
+def test_the_packaged_laptop_grid_has_every_backend_in_memory_and_on_a_slow_link():
+    cells = make_cells(_packaged("laptop"))
+    assert all(cell.comparable and cell.values >= 3 for cell in cells)
+    assert min(Counter(cell.parameters for cell in cells).values()) >= 3
+    on = {(c.parameters.backend, c.parameters.link) for c in cells}
+    assert on >= {(backend, link) for backend in backend_names() for link in LINKS[::2]}
+    assert on >= {(backend, "100mbit") for backend in ("plain", "ring", "crypten", "paillier")}
+    assert _custodies(cells) == {"holder", "clients", "threshold"}
+    assert {c.parameters.parties for c in cells} == {2, 4}
+    assert {c.parameters.round_trip_ms for c in cells} == {0.0, 40.0}
+    # Whatever is on a link has its like in shared memory, and plain beside it.
+    points = {cell.parameters for cell in cells}
+    for point in (p for p in points if p.link != SHARED_MEMORY):
+        assert replace(point, link=SHARED_MEMORY, round_trip_ms=0.0) in points
+
+
+def test_the_packaged_paper_grid_has_all_there_is():
+    cells = make_cells(_packaged("paper"))
+    assert all(cell.comparable and cell.values >= 3 for cell in cells)
+    assert min(Counter(cell.parameters for cell in cells).values()) >= 5
+    assert {c.parameters.backend for c in cells} == {*backend_names(), *PEERS}
+    assert {c.parameters.link for c in cells} == {"1gbit", *LINKS}
+    assert {c.parameters.key_bits for c in cells} == {None, 2048, 3072}
+
+
+def test_a_grid_keeps_the_text_of_its_file(tmp_path):
+    file = tmp_path / "grid.toml"
+    text = 'name = "x"\nbackends = ["plain"]\nparties = [2]\ndims = [1]\n'
+    file.write_text(text)
+    assert load_grid(file).text == text

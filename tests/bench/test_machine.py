@@ -11,7 +11,8 @@ def test_the_same_machine_has_the_same_fingerprint():
 
 
 def test_versions_name_python_and_mpcfl_and_skip_what_is_not_there(monkeypatch):
-    monkeypatch.setattr(machine, "_DISTRIBUTIONS", ("numpy", "no-such-distribution"))
+    absent = {"numpy": "numpy", "no-such-distribution": "no_such_module"}
+    monkeypatch.setattr(machine, "_DISTRIBUTIONS", absent)
     versions = machine.installed_versions()
     assert versions["mpcfl"] == mpcfl.__version__
     assert set(versions) == {"python", "mpcfl", "numpy"}

@@ -1,8 +1,13 @@
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import mpcfl.bench.measure as measure_module
-from mpcfl.bench.measure import cell_levels, expected_sum, measure
+from mpcfl.bench.integers import cell_levels, expected_sum
+from mpcfl.bench.measure import measure
+from mpcfl.bench.peers import PEERS
 from mpcfl.errors import ProtocolError
 from mpcfl.net.memory import run_parties
 
@@ -24,9 +29,10 @@ class FakeSum:
         return sum(np.frombuffer(message, protected.dtype) for message in messages)
 
     def open(self, aggregated):
-        return aggregated + aggregated.dtype.type(
-            self.error if self.calls >= self.wrong_from else 0
-        )
+        error = self.error if self.calls >= self.wrong_from else 0
+        if isinstance(error, float):
+            return aggregated + error
+        return aggregated + aggregated.dtype.type(error)
 
     def close(self):
         pass
@@ -94,6 +100,115 @@ def test_the_session_gets_the_neighbors_and_the_vectors_their_dtype(cell, parame
     p = parameters("ring", parties=3, dtype="int32", neighbors=2, colluding=1)
     run_parties(3, lambda transport: measure(cell(parameters=p), transport))
     assert set(seen) == {(2, np.dtype(np.int32))}
+
+
+class WithAggregator(FakeSum):
+    """The last rank adds; the others get the sum from it."""
+
+    def protect(self, levels):
+        if self.transport.rank == self.transport.n_ranks - 1:
+            assert levels is None
+            return np.empty(0, dtype=np.int64)
+        return levels
+
+    def open(self, aggregated):
+        is_data = self.transport.rank < self.transport.n_ranks - 1
+        return aggregated if is_data else np.empty(0, dtype=np.int64)
+
+    def aggregate(self, protected):
+        messages = self.transport.allgather(protected.tobytes())
+        return sum(np.frombuffer(message, np.int64) for message in messages[:-1])
+
+
+def test_an_aggregator_takes_part_without_data_and_is_measured(cell, parameters, monkeypatch):
+    def factory(transport, settings):
+        assert (settings.custody, settings.key_bits) == ("clients", 2048)
+        return WithAggregator(transport, settings, 0, 1)
+
+    monkeypatch.setattr(measure_module, "load_backend", lambda name: factory)
+    clients = cell(parameters=parameters("paillier", key_bits=2048, custody="clients"))
+    assert clients.n_ranks == 3
+    measured = run_parties(3, lambda transport: measure(clients, transport))[0]
+    assert len(measured.setup_s) == len(measured.values[0].total) == 3
+    # Three values of ten 8-byte words, from each party to two others; nothing from the aggregator.
+    assert measured.bytes_sent["aggregate"] == (480, 480, 0)
+    assert measured.largest_error == 0
+
+
+def test_an_aggregator_that_opens_something_is_wrong(cell, parameters, monkeypatch):
+    monkeypatch.setattr(WithAggregator, "open", lambda self, aggregated: aggregated)
+    monkeypatch.setattr(
+        measure_module, "load_backend", lambda name: lambda t, s: WithAggregator(t, s, 0, 1)
+    )
+    clients = cell(parameters=parameters("paillier", key_bits=2048, custody="clients"))
+    with pytest.raises(ProtocolError, match=r"at ranks \[2\]; nothing was timed"):
+        run_parties(3, lambda transport: measure(clients, transport))
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """A peer that may miss the sum by half for each party."""
+
+    def use(error, wrong_from=1):
+        entry = replace(
+            PEERS["tenseal-ckks"],
+            tolerance=0.5,
+            opens=lambda transport, settings: FakeSum(transport, settings, error, wrong_from),
+        )
+        monkeypatch.setattr(measure_module, "PEERS", {"inexact": entry})
+
+    return use
+
+
+def test_what_an_inexact_peer_is_off_by_is_recorded(peer, cell):
+    peer(error=-0.75)
+    measured = run_parties(2, lambda transport: measure(cell("inexact"), transport))[0]
+    assert measured.largest_error == 0.75
+
+
+@pytest.mark.parametrize("error", [1.25, -1.25, float("nan"), float("inf")])
+def test_an_inexact_peer_is_held_to_its_tolerance(peer, cell, error):
+    peer(error)
+    with pytest.raises(ProtocolError, match="nothing was timed"):
+        run_parties(2, lambda transport: measure(cell("inexact"), transport))
+    peer(error, wrong_from=4)
+    with pytest.raises(ProtocolError, match="the cell is void"):
+        run_parties(2, lambda transport: measure(cell("inexact"), transport))
+
+
+def test_a_backend_that_is_off_by_one_where_float64_cannot_tell_is_wrong(backend, cell, parameters):
+    backend(error=1)
+    wide = cell(parameters=parameters(modulus_bits=64))
+    with pytest.raises(ProtocolError, match="nothing was timed"):
+        run_parties(2, lambda transport: measure(wide, transport))
+
+
+def test_the_kernels_bytes_are_those_between_the_first_and_the_last_value(
+    backend, cell, monkeypatch
+):
+    backend()
+    readings = {}
+
+    def read(interface):
+        # Each rank is a thread here; its count grows by 1000 from one reading to the next.
+        if not interface:
+            return 0
+        mine = threading.get_ident()
+        readings[mine] = readings.get(mine, 0) + 1000
+        return readings[mine]
+
+    monkeypatch.setattr(measure_module, "transmitted_bytes", read)
+    monkeypatch.setattr(
+        measure_module, "transmitted_packets", lambda name: 7 * readings[threading.get_ident()]
+    )
+    hosted = cell(interface="mpcfl0", addresses=("a", "b"))
+    measured = run_parties(2, lambda transport: measure(hosted, transport))[0]
+    assert measured.interface_bytes == (1000, 1000)
+    assert measured.interface_packets == (7000, 7000)
+    assert set(readings.values()) == {2000}
+    monkeypatch.setattr(measure_module, "transmitted_packets", lambda name: 0)
+    in_memory = run_parties(2, lambda transport: measure(cell(), transport))[0]
+    assert in_memory.interface_bytes == in_memory.interface_packets == ()
 
 
 @pytest.mark.parametrize("dim", [65_521, 65_522, 200_000])

@@ -5,8 +5,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mpcfl.bench.cell import CellResult
+from mpcfl.bench.cells import parse_cell
 from mpcfl.bench.cost_model import CostModel, count
-from mpcfl.bench.grid import assumed_colluding, parse_cell
+from mpcfl.bench.grid import assumed_colluding
 from mpcfl.bench.measure import measure
 from mpcfl.bench.record import load_records
 from mpcfl.bench.scaling import (
@@ -183,7 +184,7 @@ def _invoke(grid, *arguments):
 
 
 def test_the_command_measures_fits_and_looks_beyond(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_command, "_start", _in_threads)
+    monkeypatch.setattr(bench_command, "start_cell", _in_threads)
     grid = tmp_path / "tiny.toml"
     grid.write_text(TINY)
     out = tmp_path / "R"
@@ -209,7 +210,7 @@ def test_the_command_prints_its_tables_and_fails_with_a_cell(monkeypatch, tmp_pa
             return subprocess.CompletedProcess([], 7, stderr="it broke\n")
         return _in_threads(cell, cell_file, out_file)
 
-    monkeypatch.setattr(bench_command, "_start", one_fails)
+    monkeypatch.setattr(bench_command, "start_cell", one_fails)
     grid = tmp_path / "tiny.toml"
     grid.write_text(TINY)
     result = _invoke(grid, "--out", tmp_path / "R")

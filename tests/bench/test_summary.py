@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from mpcfl.bench.record import Machine
-from mpcfl.bench.summary import document, quartiles, summarize, table
+from mpcfl.bench.summary import document, quartiles, settled, summarize, table
 from mpcfl.errors import ConfigError
 
 
@@ -53,6 +55,32 @@ def test_one_failed_launch_of_a_measured_case_is_shown(record):
     assert row.numbers.n_runs == 1
 
 
+def test_a_failed_launch_that_was_made_again_no_longer_counts(record):
+    failed, other = record(run=1, failure="lost"), record(run=2, failure="lost too")
+    again = record((5.0,), run=1)
+    assert settled([record(run=0), failed, other, again]) == [record(run=0), other, again]
+    # It counts as long as it fails, and once.
+    later = record(run=1, failure="lost again")
+    assert settled([failed, later]) == [later]
+    row = summarize([record(run=0), failed, again])[0]
+    assert row.failures == ()
+    assert row.numbers.n_runs == 2
+
+
+def test_a_measurement_is_never_left_out(record):
+    records = [record(run=0), record(run=0), record(run=0, failure="later")]
+    assert settled(records) == records
+
+
+def test_links_and_round_trips_are_different_cases_and_shown(record, parameters):
+    links = [parameters(), parameters(link="20mbit"), parameters(link="20mbit", round_trip_ms=40.0)]
+    rows = summarize([record((2.0,), parameters=p) for p in links])
+    headings, cells = table(rows)
+    shown = {dict(zip(headings, row, strict=True))["link"] for row in cells}
+    assert shown == {"shared-memory", "20mbit", "20mbit + 40 ms"}
+    assert all(row.ratio == 1.0 for row in rows)
+
+
 def test_doubts_are_named(record):
     def doubts(records):
         return summarize(records)[0].doubts
@@ -61,6 +89,9 @@ def test_doubts_are_named(record):
     assert doubts([record(steady, run=i) for i in range(5)]) == ()
     assert doubts([record(steady)]) == ("fewer than 5 runs of 3 values",)
     assert doubts([record(steady, comparable=False)]) == ("trial, not comparable",)
+    off = replace(record(steady).measured, largest_error=0.25)
+    inexact = [record(run=i, measured=off) for i in range(5)]
+    assert doubts(inexact) == ("inexact: coordinates off by up to 0.25",)
     wide = [record((1.0, 2.0, 9.0), run=i) for i in range(5)]
     assert doubts(wide) == ("IQR is 400% of the median",)
 

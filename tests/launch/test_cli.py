@@ -153,20 +153,20 @@ def fake_start(cell, cell_file, out_file) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_failed_cell_is_shown_and_fails_the_bench(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench_command, "_start", fake_start)
+    monkeypatch.setattr(bench_command, "start_cell", fake_start)
     result = invoke("bench", "--smoke", "--out", tmp_path / "R")
     assert result.exit_code == 1
     assert "failed: exit code 7: it broke" in result.output
     assert (tmp_path / "R" / "report.html").exists()
     assert all(record.failure for record in load_records(tmp_path / "R"))
     rows = json.loads((tmp_path / "R" / "summary.json").read_text())
-    assert len(rows) == 12
+    assert len(rows) == 15
 
 
 def test_an_unknown_grid_is_named(tmp_path: Path) -> None:
     error = invoke("bench", "nope", "--out", tmp_path / "R").exception
     assert isinstance(error, ConfigError)
-    assert "known: scaling, smoke" in str(error)
+    assert "known: laptop, paper, scaling, smoke" in str(error)
 
 
 EVENTS = [
