@@ -89,14 +89,14 @@ class Flashe:
 
     batch = 1
 
-    def __init__(self, key_bits: int, *, kernel: bool) -> None:
+    def __init__(self, key_bits: int, *, kernel: bool, n_values: int = FLASHE_VALUES) -> None:
         choose_arithmetic(kernel)
         private = paillier.generate_key(key_bits)
         public, layout = private.public_key, SlotLayout(BITS, FLASHE_PARTIES, key_bits - 1)
-        count = layout.n_plaintexts(FLASHE_VALUES)
+        count = layout.n_plaintexts(n_values)
         by_anybody = Randomizers(public, n_ahead=count)
         by_owner = Randomizers(public, private, n_ahead=count)
-        values = self._values = public_values(FLASHE_VALUES)
+        values = self._values = public_values(n_values)
 
         def encrypt(randomizers: Randomizers) -> list[int]:
             return paillier.encrypt(public, pack(values, layout), randomizers.draw(count))
@@ -110,7 +110,7 @@ class Flashe:
         cipher = encrypt(by_owner)
         total = add()
         self._open: Callable[[], IntVector] = lambda: unpack(
-            private.decrypt(total), layout, FLASHE_VALUES, FLASHE_PARTIES
+            private.decrypt(total), layout, n_values, FLASHE_PARTIES
         )
         self.operations: dict[str, Callable[[], object]] = {
             "encrypt": lambda: encrypt(by_anybody),

@@ -29,7 +29,17 @@ def make(subject: str, key_bits: int) -> Library:
     Raises:
         ImportError: it is not installed.
     """
+    from ckks_steps import Ckks
     from paillier_steps import Flashe, Packing, ThresholdSteps
+
+    # "NAME, 65536 values" is NAME for vectors of another length.
+    name, _, length = subject.removesuffix(" values").rpartition(", ")
+    if length.isdecimal():
+        count = int(length)
+        if name == "CKKS by TenSEAL":
+            return Ckks(count)
+        kernel = name.endswith("kernel")
+        return Flashe(key_bits, kernel=kernel, n_values=count)
 
     makers: dict[str, Callable[[int], Library]] = {
         "phe": Phe,
