@@ -19,7 +19,7 @@ from mpcfl.bench.compare import any_regression, backend_table, compare
 from mpcfl.bench.compare import document as comparison_document
 from mpcfl.bench.compare import table as change_table
 from mpcfl.bench.grid import Grid, load_grid
-from mpcfl.bench.record import Record
+from mpcfl.bench.record import Record, load_records
 from mpcfl.bench.report import write_report
 from mpcfl.bench.result_folder import GRID_FILE, Results, begin_results, resume_results
 from mpcfl.bench.run import run_grid
@@ -27,7 +27,7 @@ from mpcfl.bench.scaling import require_model, study
 from mpcfl.bench.scaling_report import document as scaling_document
 from mpcfl.bench.scaling_report import remarks, tables
 from mpcfl.bench.sides import load_side
-from mpcfl.bench.summary import document, settled, summarize, table
+from mpcfl.bench.summary import Row, document, settled, summarize, table
 from mpcfl.bench.tables import write_tables
 from mpcfl.errors import ConfigError
 from mpcfl.launch.bench_cell import require_hosts_for, start_cell
@@ -110,6 +110,28 @@ def run_compare(first: Path, second: Path, *, as_json: bool) -> bool:
     return not any_regression(comparison)
 
 
+def run_report(source: Path, out: Path | None, *, as_json: bool) -> None:
+    """Make the page, the tables and the summary anew from records alone.
+
+    Args:
+        source: a folder of results, or a file of records.
+        out: where they go; the folder of the records by default.
+        as_json: print the summary as well.
+
+    Raises:
+        ConfigError: there are no records, they are of several machines, or can't be read.
+    """
+    records = settled(load_records(source))
+    default = source if source.is_dir() else source.parent
+    folder = default if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = _write_results(records, folder)
+    if as_json:
+        sys.stdout.write(json.dumps(document(rows), indent=2) + "\n")
+    else:
+        _say(wide_console(), f"see {folder}/report.html")
+
+
 def _prepare(options: BenchOptions) -> tuple[Console, Grid, Path]:
     """Return where to print, what to run, and where its results go.
 
@@ -146,11 +168,16 @@ def _measure(
         except KeyboardInterrupt:
             _say(console, f"interrupted; go on with: mpcfl bench --resume {folder}")
             raise
+    _write_results(records, folder)
+    return records
+
+
+def _write_results(records: Sequence[Record], folder: Path) -> list[Row]:
     write_report(records, folder / "report.html")
     write_tables(records, folder / "tables")
-    rows = document(summarize(records))
-    (folder / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
-    return records
+    rows = summarize(records)
+    (folder / "summary.json").write_text(json.dumps(document(rows), indent=2) + "\n")
+    return rows
 
 
 def _results(grid: Grid, folder: Path, options: BenchOptions) -> AbstractContextManager[Results]:

@@ -199,6 +199,23 @@ def compare(
         raise typer.Exit(1)
 
 
+@bench_app.command()
+def report(
+    source: Annotated[
+        Path, typer.Argument(metavar="R", help="Folder of results, or a file of records.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; beside the records.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make report.html and the tables anew from the records."""
+    from mpcfl.launch.bench_command import run_report
+
+    run_report(source, out, as_json=as_json)
+
+
 @ledger_app.command()
 def show(
     file: Annotated[Path, typer.Argument(help="A ledger, party-K.jsonl.")],

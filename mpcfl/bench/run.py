@@ -126,7 +126,7 @@ def _launch(cell: Cell, start: Start, cell_file: Path, out_file: Path) -> CellRe
     if reported is not None and reported.failure is not None:
         return reported
     if finished.returncode != 0:
-        return _failed(f"exit code {finished.returncode}: {_last_line(finished.stderr)}")
+        return _failed(f"exit code {finished.returncode}: {_last_words(finished.stderr)}")
     if reported is not None:
         return reported
     if out_file.exists():
@@ -146,6 +146,12 @@ def _failed(reason: str) -> CellResult:
     return CellResult(measured=None, versions={}, failure=reason)
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()[-_REASON_CHARACTERS:] if lines else "nothing on standard error"
+def _last_words(text: str) -> str:
+    """Return the last line, or mpirun's last words, which stand between lines of dashes."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    words = lines[-1:]
+    if words and not words[0].strip("-"):
+        end = len(lines) - 1
+        rules = [place for place in range(end) if not lines[place].strip("-")]
+        words = lines[(rules[-1] + 1 if rules else 0) : end]
+    return " ".join(words)[-_REASON_CHARACTERS:] or "nothing on standard error"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from mpcfl.bench.cell import CellResult
 from mpcfl.bench.record import load_records
 from mpcfl.bench.run import Step
-from mpcfl.errors import MpcflError
+from mpcfl.errors import ConfigError, MpcflError
 from mpcfl.launch import bench_cell, bench_command
 from mpcfl.launch.bench_view import grid_view
 from mpcfl.launch.cli import app
@@ -179,3 +179,28 @@ def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(record, terminal):
     # The bar stands on the last line, and no longer says how long it takes.
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).rstrip()
     assert plain.endswith("2/2" if terminal else "failed: lost")
+
+
+def test_the_page_and_the_tables_can_be_made_anew_from_the_records(
+    launches, grid_file, tmp_path, monkeypatch
+):
+    for name, writer in WRITERS.items():
+        monkeypatch.setattr(bench_command, name, writer)
+    folder = tmp_path / "R"
+    assert _bench(grid_file, "--out", folder).exit_code == 0
+    made = {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    again = _bench("report", folder / "records.jsonl", "--out", tmp_path / "new" / "place")
+    assert again.exit_code == 0, again.output
+    assert "see " in again.output
+    for path, content in made.items():
+        if path.name not in {"records.jsonl", "grid.toml"}:
+            assert (tmp_path / "new" / "place" / path.relative_to(folder)).read_bytes() == content
+    (folder / "report.html").unlink()
+    assert _bench("report", folder).exit_code == 0
+    assert (folder / "report.html").read_bytes() == made[folder / "report.html"]
+
+
+def test_a_report_without_records_says_so(tmp_path):
+    done = _bench("report", tmp_path / "nothing")
+    assert isinstance(done.exception, ConfigError)
+    assert "nothing: can't read benchmark records" in str(done.exception)

@@ -270,7 +270,7 @@ def test_network_namespaces_are_refused_without_root_in_one_sentence(
 RESULTS = CASES.parent / "results"
 
 
-@pytest.mark.parametrize("name", ["ring_speed", "ring_network"])
+@pytest.mark.parametrize("name", ["ring_speed", "ring_network", "checked_sum"])
 def test_committed_figures_reach_every_limit(
     case: Module, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -67,6 +67,12 @@ def _exits(cell, cell_file, out_file):
     return CompletedProcess([], 3, "", "noise\nrank 1: no such backend\n\n")
 
 
+def _mpirun_exits(cell, cell_file, out_file):
+    rule = "-" * 76
+    words = f"{rule}\nanother thing\n{rule}\n{rule}\nprterun lost\n\n  a daemon\n{rule}\n"
+    return CompletedProcess([], 213, "", words)
+
+
 def _silent(cell, cell_file, out_file):
     return CompletedProcess([], 0, "", "")
 
@@ -102,6 +108,7 @@ def _says_why(cell, cell_file, out_file):
     ("start", "reason"),
     [
         (_exits, "exit code 3: rank 1: no such backend"),
+        (_mpirun_exits, "exit code 213: prterun lost a daemon"),
         (_silent, "ended without a result"),
         (_torn, "exit code 137: nothing on standard error"),
         (_of_another_version, "can't be read; did mpcfl change while the grid ran?"),

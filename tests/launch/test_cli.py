@@ -42,7 +42,14 @@ def test_help_names_every_command_with_one_line() -> None:
     "command",
     [
         *COMMANDS,
-        *("bench grid", "bench scaling", "bench compare", "ledger verify", "audit dp"),
+        *(
+            "bench grid",
+            "bench scaling",
+            "bench compare",
+            "bench report",
+            "ledger verify",
+            "audit dp",
+        ),
         *("identity new", "identity show"),
     ],
 )
