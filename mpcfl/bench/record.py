@@ -185,7 +185,8 @@ class MeasuredLink:
         shaping: what limits the rate: "tbf", the kernel's token bucket.
         delay: what adds the round trip: "none", "netem" (the kernel), or "relay" (a program of ours
             that holds every packet back).
-        one_way_bit_per_s: what TCP delivers from the first host to the last.
+        one_way_bit_per_s: what TCP delivers from the first host to the last, in the best of up to
+            four streams.
         both_ways_bit_per_s: the same in each direction, with streams in both at once.
         round_trip_s: median of single bytes there and back.
         congestion_control: of TCP, by its name in the kernel.

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mpcfl.bench import link_speed as module
 from mpcfl.bench.link_speed import (
     answer,
     ask,
@@ -92,6 +93,18 @@ def test_both_ends_agree_on_what_goes_there_and_back() -> None:
     assert found.both_ways_bit_per_s > 0
     assert 0 < found.round_trip_s < 10
     assert found.congestion_control
+
+
+@pytest.mark.parametrize(
+    ("figures", "best", "taken"),
+    [((9.5,), 9.5, 1), ((6.0, 9.0), 9.0, 2), ((6.0, 8.9, 3.0, 5.0, 9.9), 8.9, 4)],
+)
+def test_a_slow_stream_is_followed_by_others_and_the_best_one_counts(
+    figures: tuple[float, ...], best: float, taken: int
+) -> None:
+    left = list(figures)
+    assert module._best(lambda: left.pop(0), enough=9.0) == best
+    assert len(figures) - len(left) == taken
 
 
 def test_an_end_that_goes_away_is_an_error_and_no_hang() -> None:
