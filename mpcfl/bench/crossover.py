@@ -89,6 +89,7 @@ class LinkStudy:
 
     Attributes:
         round_trips_s: measured, by the milliseconds that were asked for.
+        crossovers: of pairs that both were measured with a round trip, where there is one.
     """
 
     variants: tuple[FittedVariant, ...]
@@ -170,7 +171,8 @@ def _crossovers(
 ) -> Iterable[Crossover]:
     for asked_ms, round_trip_s in round_trips_s.items():
         for a, b in itertools.combinations(fitted, 2):
-            if _worth_comparing(a.parameters, b.parameters):
+            known = a.tells(asked_ms) and b.tells(asked_ms)
+            if known and _worth_comparing(a.parameters, b.parameters):
                 yield _crossover(a, b, asked_ms, round_trip_s)
 
 

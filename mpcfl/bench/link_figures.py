@@ -65,6 +65,7 @@ def link_chart(title: str, studies: Sequence[tuple[LinkStudy, float]], looks: Lo
                 model=sampled(_by_rate(variant, trip_s), *ends),
             )
             for variant in study.variants
+            if variant.tells(round_trip_ms)
         ]
         p = study.variants[0].parameters
         trip = f", + {round_trip_ms:g} ms" if round_trip_ms else ""
@@ -82,7 +83,8 @@ def link_chart(title: str, studies: Sequence[tuple[LinkStudy, float]], looks: Lo
 
 def leader_changes(study: LinkStudy, round_trip_ms: float) -> tuple[tuple[float, float], ...]:
     """Return rate and seconds of each place where another protected variant becomes the fastest."""
-    models = {variant.parameters: variant.model for variant in study.variants}
+    known = (variant for variant in study.variants if variant.tells(round_trip_ms))
+    models = {variant.parameters: variant.model for variant in known}
     trip_s = study.round_trips_s[round_trip_ms]
     found = []
     for crossover in study.crossovers:

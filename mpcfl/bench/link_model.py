@@ -100,6 +100,10 @@ class FittedVariant:
     replicates: tuple[LinkModel, ...]
     largest_error: float
 
+    def tells(self, round_trip_ms: float) -> bool:
+        """Return whether the model was fitted to anything like this round trip."""
+        return round_trip_ms == 0 or any(cell.round_trip_ms > 0 for cell in self.cells)
+
 
 def fit_variant(parameters: Parameters, cells: Sequence[LinkCell]) -> FittedVariant:
     """Fit one variant's model to its networks, and again to resampled launches."""

@@ -89,9 +89,12 @@ def _crossover_lists(studies: Sequence[LinkStudy]) -> list[str]:
 def crossover_sentences(study: LinkStudy) -> list[str]:
     """Return how each variant stands to the fastest protected one in shared memory."""
     protected = [v for v in study.variants if v.parameters.backend != BASELINE]
-    leader = min(protected, key=lambda v: v.model.compute_s).parameters
     sentences: list[str] = []
     for round_trip_ms in study.round_trips_s:
+        known = [variant for variant in protected if variant.tells(round_trip_ms)]
+        if not known:
+            continue
+        leader = min(known, key=lambda variant: variant.model.compute_s).parameters
         delay = f" at {round_trip_ms:g} ms of round trip" if round_trip_ms else ""
         same = [
             c

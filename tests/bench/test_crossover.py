@@ -8,9 +8,10 @@ import pytest
 
 from mpcfl.bench.case_numbers import Cases
 from mpcfl.bench.crossover import Crossover, link_studies, rate_text
-from mpcfl.bench.link_figures import leader_changes
+from mpcfl.bench.link_figures import leader_changes, link_chart
 from mpcfl.bench.link_model import LinkCell, LinkModel, crossing, fit_link_model, fit_variant
 from mpcfl.bench.link_section import crossover_sentences
+from mpcfl.bench.report_figures import choose_looks
 
 sys.path.append(str(Path(__file__).parent))
 from grid_records import COSTS, grid_records
@@ -114,6 +115,26 @@ def test_round_trips_have_crossovers_of_their_own():
     for trip_ms in (0.0, 40.0):
         expected = true_rate(10_000, 1e-4 + trip_ms / 1e3)
         assert rates[trip_ms] == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_is_said_of_round_trips_with_which_a_variant_was_not_measured():
+    """Its model knows no waits, and would be the faster one."""
+    pair = {variant: COSTS[variant] for variant in (RING, PAILLIER)}
+    records = [
+        r
+        for r in grid_records(pair, (2,), (10_000,), trips=(0.0, 40.0), noise=0.0)
+        if r.parameters.backend != "ring" or r.parameters.round_trip_ms == 0
+    ]
+    (study,) = link_studies(Cases.of(records))
+    told = {c.round_trip_ms for c in study.crossovers if "ring" in c.sentence}
+    assert told == {0.0}
+    sentences = crossover_sentences(study)
+    assert not [s for s in sentences if "ring" in s and "40 ms" in s]
+    assert leader_changes(study, 40.0) == ()
+    looks = choose_looks(Cases.of(records).measured)
+    without, with_it = (link_chart("t", [(study, ms)], looks) for ms in (40.0, 0.0))
+    assert "ring" in with_it
+    assert "ring" not in without
 
 
 def test_luck_widens_the_interval_around_the_truth():
