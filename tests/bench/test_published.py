@@ -66,8 +66,9 @@ def test_every_command_that_the_readme_names_is_there(command: str) -> None:
     words = command.split()
     named = [word for word in words[1:] if not word.startswith("-")]
     grids = {file.name.removesuffix(".toml") for file in files("mpcfl.grids").iterdir()}
-    assert named[0] in grids | {"scaling", "compare", "my-grid.toml", "../one-run.toml", "R"}
-    sub = words[1] if words[1] in {"scaling", "compare"} else "grid"
+    others = {"scaling", "compare", "report"}
+    assert named[0] in grids | others | {"my-grid.toml", "../one-run.toml", "R"}
+    sub = words[1] if words[1] in others else "grid"
     said = CliRunner().invoke(app, ["bench", sub, "--help"])
     assert said.exit_code == 0
     assert all(word in said.output for word in words if word.startswith("--"))
@@ -81,6 +82,7 @@ def test_the_grid_file_of_the_readme_is_one() -> None:
 
 
 def test_the_readme_names_every_results_file_and_no_other() -> None:
+    assert (BENCHMARKS / "results" / "laptop" / "report.html").is_file()
     linked = set(re.findall(r"\(results/([\w.-]+)\)", README))
     assert linked == {path.name for path in (BENCHMARKS / "results").glob("*.md")}
     for name in set(re.findall(r"results/([\w-]+\.\w+)", README)):
