@@ -44,8 +44,14 @@ _TURN_S = 0.3
 _LONGEST_TURN_S = 1.5
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this rank's part of the job; return the exit code."""
+def main(argv: Sequence[str] | None = None, *, is_whole_process: bool = True) -> int:
+    """Run this rank's part of the job; return the exit code.
+
+    Args:
+        argv: the options; those of the process by default.
+        is_whole_process: the process may end here, without MPI's own end. False returns where
+            nobody was lost.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     transport = MpiTransport(MPI.COMM_WORLD)
     tell = _tell_json if "--events" in arguments else _tell_text
@@ -64,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         _stop(transport, tell, error)
-    _leave(end)
+    if end.has_lost or is_whole_process:
+        _leave(end)
     return 0
 
 

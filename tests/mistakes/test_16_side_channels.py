@@ -238,7 +238,8 @@ from mpcfl.parties.__main__ import main
 for task in ("Usual", "Other"):
     if MPI.COMM_WORLD.rank == 0:
         print("next job", flush=True)
-    code = main([f"{task}.toml", "--insecure", "--out", f"out-{task}"])
+    arguments = [f"{task}.toml", "--insecure", "--out", f"out-{task}"]
+    code = main(arguments, is_whole_process=False)
     if code:
         sys.exit(code)
 """
