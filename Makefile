@@ -10,7 +10,7 @@ CRYPTEN := $(shell grep '^crypten==' constraints.txt)
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos check format bench-smoke clean
+.PHONY: help setup demo test coverage erase-coverage run-tests chaos check format bench-smoke clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,18 +30,26 @@ $(STAMP): pyproject.toml constraints.txt Makefile mpcfl/hazmat/dot.c mpcfl/hazma
 demo: setup ## train on real data at four parties; the budget every round, the accuracy at the end
 	$(BIN)/mpcfl run launch/jobs/digits.toml
 
-test: setup ## run all tests and measure branch coverage
+test: PYTEST := $(BIN)/python -m pytest
+test: run-tests ## run all tests
+
+coverage: PYTEST := $(BIN)/coverage run -m pytest
+coverage: erase-coverage run-tests ## the same, measuring branch coverage: twice as long
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+erase-coverage: setup
 	$(BIN)/coverage erase
+
+run-tests: setup
 	@mkdir -p build
 	@# Tests that start MPI jobs wait a lot: two files at a time, beside all others, which only take
 	@# what is left.
-	@nice -n 10 $(BIN)/coverage run -m pytest -m "not mpi" > build/tests.log 2>&1 & others=$$!; \
-	$(BIN)/coverage run -m pytest -m mpi -n 2 --dist loadfile; with_mpi=$$?; \
+	@nice -n 10 $(PYTEST) -m "not mpi" > build/tests.log 2>&1 & others=$$!; \
+	$(PYTEST) -m mpi -n 2 --dist loadfile; with_mpi=$$?; \
 	wait $$others; without=$$?; \
 	cat build/tests.log; \
 	test $$with_mpi -eq 0 -a $$without -eq 0
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
 
 chaos: setup ## kill every party at every point under every backend, and at random times: an hour
 	@# In pieces: make chaos CHAOS="--only ring", then CHAOS=--resume.
