@@ -28,6 +28,8 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 # A failed job gets this long to end by itself before its processes are killed.
 _GRACE_S = 3.0
 _STDERR_LINES = 200
+# How often mpirun is started if it gives up before any rank is, and how it says so.
+_STARTS, _NOT_BEGUN, _NOT_BEGUN_WORDS = 3, 213, "listener thread failed to start"
 _LOOK_S = 0.02
 # A second in all: a process may be stopped for a moment.
 _STOPPED_LOOKS = 50
@@ -104,6 +106,29 @@ def supervise(
     Returns:
         How it ended; when this returns or raises, no process of the session is alive.
     """
+    over = [event for event in (failed, done) if event is not None]
+    for _ in range(_STARTS):
+        outcome = _run_once(command, on_line, timeout_s, over, left or threading.Event())
+        if not never_began(outcome.exit_code, "\n".join(outcome.stderr_tail)):
+            break
+    return outcome
+
+
+def never_began(exit_code: int, stderr: str) -> bool:
+    """Tell whether mpirun gave up before it started anything, by no fault of the job.
+
+    Its own server loses a race once in some hundred starts on a busy machine.
+    """
+    return exit_code == _NOT_BEGUN and _NOT_BEGUN_WORDS in stderr
+
+
+def _run_once(
+    command: Sequence[str],
+    on_line: Callable[[str], None],
+    timeout_s: float | None,
+    over: Sequence[threading.Event],
+    left: threading.Event,
+) -> Outcome:
     tail: deque[str] = deque(maxlen=_STDERR_LINES)
     with subprocess.Popen(
         command,
@@ -124,8 +149,7 @@ def supervise(
         for reader in readers:
             reader.start()
         try:
-            told = [event for event in (failed, done, drain.broken) if event is not None]
-            timed_out = not _wait(process, timeout_s, told, left or threading.Event())
+            timed_out = not _wait(process, timeout_s, (*over, drain.broken), left)
         finally:
             with _signals_held():
                 _end_session(process)

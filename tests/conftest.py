@@ -90,10 +90,13 @@ def mpirun(tmp_path: Path) -> Run:
     """Return a function that runs `python ARGS` on n ranks of a real mpirun."""
 
     def run(n_ranks: int, *arguments: object, timeout_s: float = 120) -> Finished:
-        from mpcfl.launch.mpirun import compose
+        from mpcfl.launch.mpirun import compose, never_began
 
         command = compose(n_ranks, [str(argument) for argument in arguments])
-        return _run_to_end(command, timeout_s=timeout_s, cwd=tmp_path)
+        done = _run_to_end(command, timeout_s=timeout_s, cwd=tmp_path)
+        if never_began(done.code, done.stderr):
+            done = _run_to_end(command, timeout_s=timeout_s, cwd=tmp_path)
+        return done
 
     return run
 

@@ -153,3 +153,32 @@ def test_a_launcher_that_is_killed_takes_its_job_with_it(tmp_path: Path) -> None
     while alive(marker) and time.monotonic() < end:
         time.sleep(0.05)
     assert not alive(marker)
+
+
+# Fails like mpirun as often as the file says, then does its work.
+FALSE_START = """
+import pathlib, sys
+left = pathlib.Path(sys.argv[1])
+count = int(left.read_text())
+left.write_text(str(count - 1))
+if count > 0:
+    sys.exit(print(sys.argv[2], file=sys.stderr) or 213)
+print("began")
+"""
+LOST_RACE = "The PMIx server's listener thread failed to start. We cannot"
+
+
+@pytest.mark.parametrize(
+    ("failures", "words", "code", "starts"),
+    [(0, LOST_RACE, 0, 1), (2, LOST_RACE, 0, 3), (3, LOST_RACE, 213, 3), (1, "a rank", 213, 1)],
+)
+def test_only_an_mpirun_that_began_nothing_is_started_again(
+    tmp_path: Path, failures: int, words: str, code: int, starts: int
+) -> None:
+    left = tmp_path / "left"
+    left.write_text(str(failures))
+    lines: list[str] = []
+    command = [sys.executable, "-c", FALSE_START, str(left), words]
+    assert mpirun.supervise(command, lines.append).exit_code == code
+    assert int(left.read_text()) == failures - starts
+    assert lines == (["began"] if code == 0 else [])
