@@ -28,7 +28,7 @@ from pathlib import Path
 from mpcfl.bench.link_speed import bit_per_s
 from mpcfl.errors import ConfigError, MpcflError
 from mpcfl.launch.delay_relay import ETHERNET_BYTES, INTERFACE
-from mpcfl.launch.namespaces import Host, make_host, refuse, system
+from mpcfl.launch.namespaces import Host, kept, make_host, system
 
 # Open MPI finds no way between two hosts that are a network of their own (/31).
 _PREFIX_BITS = 24
@@ -217,22 +217,8 @@ def _relayed(hosts: Sequence[Host], link: LinkSettings) -> Iterator[None]:
     )
     ends = (f"{host.address}={host.holder}" for host in hosts)
     command = [sys.executable, "-P", "-m", "mpcfl.launch.delay_relay", *map(str, numbers), *ends]
-    with subprocess.Popen(
-        command,
-        # It ends when this is closed, hence with this program.
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as relay:
-        assert relay.stdout is not None and relay.stderr is not None  # noqa: S101, PT018 - pipes
-        try:
-            if relay.stdout.readline() != "ready\n":
-                refuse(command, relay.stderr.read())
-            yield
-        finally:
-            relay.kill()
+    with kept(command):
+        yield
 
 
 def require_hosts(link: LinkSettings) -> None:

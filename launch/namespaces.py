@@ -56,7 +56,24 @@ def make_host(name: str, address: str) -> Iterator[Host]:
     Raises:
         MpcflError: the system refused; the message has its words.
     """
-    command = ["unshare", "--net", "--uts", "sh", "-c", _HOLD, name]
+    with kept(["unshare", "--net", "--uts", "sh", "-c", _HOLD, name]) as holder:
+        try:
+            yield Host(name, address, holder)
+        finally:
+            _end_members(holder)
+            for left in _SHARED_MEMORY.glob(f"*{name}*"):
+                left.unlink(missing_ok=True)
+
+
+@contextmanager
+def kept(command: Sequence[str]) -> Iterator[int]:
+    """Run a program from the moment when it says "ready" until the block ends; give its number.
+
+    It ends when its standard input is closed, hence with this program.
+
+    Raises:
+        MpcflError: it ended, or said something else; the message has its words.
+    """
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -65,17 +82,14 @@ def make_host(name: str, address: str) -> Iterator[Host]:
         text=True,
         # Ctrl-C reaches this program alone, which then ends what it began in its own order.
         start_new_session=True,
-    ) as holder:
-        assert holder.stdout is not None and holder.stderr is not None  # noqa: S101, PT018 - pipes
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None  # noqa: S101, PT018 - pipes
         try:
-            if holder.stdout.readline() != "ready\n":
-                refuse(command, holder.stderr.read())
-            yield Host(name, address, holder.pid)
+            if child.stdout.readline() != "ready\n":
+                refuse(command, child.stderr.read())
+            yield child.pid
         finally:
-            _end_members(holder.pid)
-            for left in _SHARED_MEMORY.glob(f"*{name}*"):
-                left.unlink(missing_ok=True)
-            holder.kill()
+            child.kill()
 
 
 def system(command: Sequence[str]) -> None:

@@ -203,12 +203,16 @@ def _doubts(
 def _cells(row: Row) -> tuple[str, ...]:
     p = row.parameters
     names = (p.variant, str(p.parties), str(p.dim), str(p.modulus_bits), p.dtype, p.network)
+    return (*names, *number_cells(row))
+
+
+def number_cells(row: Row) -> tuple[str, ...]:
+    """Return what was measured of a case as text: from its median to the remark."""
     remark = "; ".join((*(f"failed: {reason}" for reason in row.failures), *row.doubts))
     numbers = row.numbers
     if numbers is None:
-        return (*names, "failed", *["-"] * 9, remark)
+        return ("failed", *["-"] * 9, remark)
     return (
-        *names,
         seconds_text(numbers.median_s),
         seconds_text(numbers.high_quartile_s - numbers.low_quartile_s),
         f"{numbers.n_values} in {numbers.n_runs}",

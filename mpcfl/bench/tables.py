@@ -18,9 +18,9 @@ from pathlib import Path
 from mpcfl.bench.case_numbers import CaseNumbers, Cases, asked_bit_per_s, networks
 from mpcfl.bench.crossover import Crossover, LinkStudy, link_studies, rate_text
 from mpcfl.bench.record import Measurement, Parameters, Record, Stage
-from mpcfl.bench.summary import Row
+from mpcfl.bench.summary import Row, number_cells
 from mpcfl.report.atomic import write_atomically
-from mpcfl.report.units import bytes_text, seconds_text
+from mpcfl.report.units import seconds_text
 
 Cell = str | int | float | bool | None
 _ESCAPES = {
@@ -154,24 +154,7 @@ def _counted_by_kernel(record: Record) -> tuple[int | None, int | None]:
 
 def case_cells(row: Row) -> tuple[str, ...]:
     """Return a case as people read it, under `HEADINGS`."""
-    p = row.parameters
-    remark = "; ".join((*(f"failed: {reason}" for reason in row.failures), *row.doubts))
-    numbers = row.numbers
-    if numbers is None:
-        return (f"{p.dim:,}", p.variant, "failed", *["-"] * 9, remark)
-    return (
-        f"{p.dim:,}",
-        p.variant,
-        seconds_text(numbers.median_s),
-        seconds_text(numbers.high_quartile_s - numbers.low_quartile_s),
-        f"{numbers.n_values} in {numbers.n_runs}",
-        "-" if row.ratio is None else f"{row.ratio:.3g}",
-        *(seconds_text(numbers.stages_s[stage]) for stage in _STAGES),
-        seconds_text(numbers.setup_s),
-        f"{numbers.bytes_per_coordinate:.3g}",
-        bytes_text(numbers.peak_rss_bytes),
-        remark,
-    )
+    return (f"{row.parameters.dim:,}", row.parameters.variant, *number_cells(row))
 
 
 def link_rows(cases: Cases) -> list[tuple[str, ...]]:

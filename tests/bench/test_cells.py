@@ -1,5 +1,7 @@
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,16 +10,8 @@ from mpcfl.bench.grid import parse_grid
 from mpcfl.errors import ConfigError
 from mpcfl.secagg.neighbors import resolve_neighbors
 
-GRID = {
-    "name": "test",
-    "runs": 3,
-    "backends": ["plain", "phe"],
-    "parties": [2, 3],
-    "dims": [10, 1000],
-    "key_bits": [2048, 3072],
-    "largest_dim": {"phe": 10},
-}
-MASKED = {"backends": ["plain", "ring"], "largest_dim": {}}
+sys.path.append(str(Path(__file__).parent))
+from grid_documents import GRID, MASKED
 
 
 def _cells(**changes):

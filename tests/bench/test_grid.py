@@ -1,6 +1,8 @@
+import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import pytest
 
@@ -12,17 +14,8 @@ from mpcfl.bench.scaling import require_model
 from mpcfl.errors import ConfigError
 from mpcfl.secagg.registry import backend_names
 
-GRID = {
-    "name": "test",
-    "runs": 3,
-    "backends": ["plain", "phe"],
-    "parties": [2, 3],
-    "dims": [10, 1000],
-    "key_bits": [2048, 3072],
-    "largest_dim": {"phe": 10},
-}
-
-MASKED = {"backends": ["plain", "ring"], "largest_dim": {}}
+sys.path.append(str(Path(__file__).parent))
+from grid_documents import GRID, MASKED
 
 
 @pytest.mark.parametrize(
