@@ -33,6 +33,7 @@ from mpcfl.dp.attempt_events import (
     read_log,
     union,
 )
+from mpcfl.dp.pieces import pieces
 from mpcfl.errors import OutOfOrder
 from mpcfl.hazmat.bits import domain_tag
 
@@ -49,8 +50,10 @@ __all__ = [
 
 def opened_digest(values: NDArray[np.signedinteger]) -> str:
     """Return the SHA-256, hex, of opened values; int32 and int64 give the same."""
-    content = np.ascontiguousarray(values, dtype="<i8").tobytes()
-    return hashlib.sha256(domain_tag("opened-sum") + content).hexdigest()
+    digest = hashlib.sha256(domain_tag("opened-sum"))
+    for piece in pieces(values.size):
+        digest.update(np.ascontiguousarray(values[piece], dtype="<i8").tobytes())
+    return digest.hexdigest()
 
 
 def attempt_digest(round_id: int, attempt: int, view: str, spans: Iterable[Span]) -> str:

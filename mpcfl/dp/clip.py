@@ -13,6 +13,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcfl.dp.pieces import is_long, pieces
+
 # Keeps the float norm under the bound despite the rounding of sums and products (2^-53 each).
 _CLIP_MARGIN = 1e-9
 # Squared norms inside this range were summed without overflow, underflow or loss.
@@ -23,7 +25,8 @@ def clip_rows(rows: NDArray[np.float64], clip_norm: float) -> tuple[NDArray[np.f
     """Clip each row to an L2 norm of at most ``clip_norm``.
 
     Args:
-        rows: updates or gradients, shape (k, dim), float64; not changed. Secret.
+        rows: updates or gradients, shape (k, dim), float64. Secret. They are the stage's to use:
+            long rows are clipped where they lie, shorter ones stay as they are.
         clip_norm: C, greater than zero; infinity clips nothing.
 
     Returns:
@@ -38,23 +41,22 @@ def clip_rows(rows: NDArray[np.float64], clip_norm: float) -> tuple[NDArray[np.f
     factors = np.ones(len(rows))
     norms = np.sqrt(squares, where=ordinary, out=np.zeros(len(rows)))
     np.divide(target, norms, where=ordinary & (norms > target), out=factors)
-    clipped = rows * factors[:, None] if math.isfinite(target) else np.array(rows)
-    n_not_finite = 0
-    for index in np.flatnonzero(~ordinary):
-        clipped[index], finite = _clip_extreme_row(rows[index], target)
-        n_not_finite += not finite
-    return clipped, n_not_finite
+    clipped = np.multiply(rows, factors[:, None], out=rows if is_long(rows.shape[1]) else None)
+    extreme = np.flatnonzero(~ordinary)
+    return clipped, sum(not _clip_extreme_row(clipped[index], target) for index in extreme)
 
 
-def _clip_extreme_row(row: NDArray[np.float64], target: float) -> tuple[NDArray[np.float64], bool]:
-    """Clip a row whose squares overflow or underflow; also say whether it is finite."""
-    largest = float(np.max(np.abs(row), initial=0.0))
-    if not math.isfinite(largest):
-        return np.zeros_like(row), False
-    if largest == 0.0:
-        return np.zeros_like(row), True
+def _clip_extreme_row(row: NDArray[np.float64], target: float) -> bool:
+    """Clip a row, where it lies, whose squares overflow or underflow; say whether it is finite."""
+    largest = max(float(row.max(initial=0.0)), -float(row.min(initial=0.0)))
+    if not math.isfinite(largest) or largest == 0.0:
+        row[:] = 0.0
+        return math.isfinite(largest)
     # The scaled row has a largest entry of 1, so its norm lies in [1, sqrt(dim)].
     with np.errstate(under="ignore"):
-        unit = row / largest
-        norm = math.sqrt(float(np.einsum("i,i->", unit, unit)))
-        return (unit * (target / norm) if largest > target / norm else np.array(row)), True
+        units = (row[piece] / largest for piece in pieces(row.size))
+        norm = math.sqrt(math.fsum(float(np.einsum("i,i->", unit, unit)) for unit in units))
+        if largest > target / norm:
+            row /= largest
+            row *= target / norm
+    return True

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcfl.config import Clipping, Job, PartiesTable, PrivacyTable, Weighting
+from mpcfl.dp.pieces import is_long
 from mpcfl.dp.quantize import Opened
 
 Matrix = NDArray[np.float64]
@@ -83,8 +84,13 @@ def count_rows(rows: Matrix, clip_norm: float, job: Job, weight: float) -> Matri
 
 
 def weigh_rows(rows: Matrix, weight: float) -> Matrix:
-    """Scale clipped rows by the party's weight, in [0, 1], so that no norm grows."""
-    return rows if weight == 1.0 else rows * weight
+    """Scale clipped rows by the party's weight, in [0, 1], so that no norm grows.
+
+    Long rows are scaled where they lie.
+    """
+    if weight == 1.0:
+        return rows
+    return np.multiply(rows, weight, out=rows if is_long(rows.shape[1]) else None)
 
 
 def opened_mean(
@@ -93,7 +99,8 @@ def opened_mean(
     """Take in the counts of an opened sum and divide it. Public: post-processing.
 
     Args:
-        opened: values and counts of the sum, not yet divided.
+        opened: values and counts of the sum, not yet divided; long values are divided where they
+            lie.
         expected_rows: `NoisePlan.denominator`: contributors, or expected sampled records.
         job: says what the counts mean and how parties are weighted.
         roster: indices of the data parties in the sum.
@@ -103,7 +110,8 @@ def opened_mean(
         The mean, shape (dim,), float64, and the state for the next round.
     """
     after = learn_from_counts(state, opened.counts, job, expected_rows)
-    return opened.values / denominator(job, roster, expected_rows, after), after
+    values, divisor = opened.values, denominator(job, roster, expected_rows, after)
+    return np.divide(values, divisor, out=values if is_long(values.size) else None), after
 
 
 def denominator(job: Job, roster: Sequence[int], expected_rows: float, state: CountState) -> float:

@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from mpcfl.dp.accountant import Mechanism
 from mpcfl.dp.noise_plan import NoisePlan
+from mpcfl.dp.pieces import is_long, level_type, pieces
 from mpcfl.dp.sampler import draw_discrete_gaussian
 from mpcfl.dp.skellam import draw_skellam
 from mpcfl.errors import OutOfOrder
 from mpcfl.hazmat.bits import BitSource, SystemBits
 
 IntVector = NDArray[np.int64]
+# So many draws of a long share are made at once: 8 MiB of int64.
+_DRAWS_AT_ONCE = 1 << 20
 
 
 class NoiseShare:
@@ -38,7 +41,7 @@ class NoiseShare:
         self._process_id = os.getpid()
 
     def take(self) -> IntVector:
-        """Hand over the noise, shape (dim,), int64, and forget it.
+        """Hand over the noise, shape (dim,), int32 or int64, and forget it.
 
         Raises:
             OutOfOrder: the share was used before, or crossed a fork.
@@ -67,10 +70,15 @@ def draw_noise_share(plan: NoisePlan, bits: BitSource | None = None) -> NoiseSha
         bits: for tests and for the in-process oracle only; by default a fresh system source.
     """
     if plan.local_sigma == 0:
-        return NoiseShare(np.zeros(plan.vector_dim, dtype=np.int64))
+        return NoiseShare(np.zeros(plan.vector_dim, dtype=level_type(plan)))
     source = SystemBits() if bits is None else bits
     draw = _SAMPLERS[Mechanism(plan.mechanism)]
-    return NoiseShare(draw(plan.local_sigma, plan.vector_dim, source))
+    if not is_long(plan.vector_dim):
+        return NoiseShare(draw(plan.local_sigma, plan.vector_dim, source))
+    noise: IntVector = np.empty(plan.vector_dim, dtype=level_type(plan))
+    for piece in pieces(noise.size, _DRAWS_AT_ONCE):
+        noise = _written(noise, piece, draw(plan.local_sigma, piece.stop - piece.start, source))
+    return NoiseShare(noise)
 
 
 def _draw_skellam_share(sigma: int, size: int, bits: BitSource) -> IntVector:
@@ -87,12 +95,13 @@ def add_noise(levels: IntVector, share: NoiseShare) -> IntVector:
     """Add a noise share to this party's levels and spend the share.
 
     Args:
-        levels: shape (dim,), int64, from `quantize.sum_levels`. Secret.
+        levels: shape (dim,), int32 or int64, from `quantize.sum_levels`; not changed. Secret.
         share: unused share of the same length.
 
     Returns:
-        The noised levels, shape (dim,), int64. Still secret alone: one share is less than the
-        noise of the sum, so they leave the party only under a secure sum.
+        The noised levels, shape (dim,), of the wider type; exact, so int64 where int32 does not
+        hold them. They may lie where the share's noise was. Still secret alone: one share is less
+        than the noise of the sum, so they leave the party only under a secure sum.
 
     Raises:
         OutOfOrder: the share was used before.
@@ -100,4 +109,17 @@ def add_noise(levels: IntVector, share: NoiseShare) -> IntVector:
     noise = share.take()
     if noise.shape != levels.shape:
         raise ValueError(f"levels have shape {levels.shape}, the noise share {noise.shape}")
-    return levels + noise
+    if not is_long(noise.size):
+        return levels.astype(np.int64, copy=False) + noise
+    for piece in pieces(noise.size):
+        noise = _written(noise, piece, levels[piece].astype(np.int64) + noise[piece])
+    return noise
+
+
+def _written(vector: IntVector, piece: slice, values: NDArray[np.int64]) -> IntVector:
+    """Put values into a vector; return the vector, as int64 if they do not fit otherwise."""
+    fits = np.iinfo(vector.dtype)
+    if int(values.min(initial=0)) < fits.min or int(values.max(initial=0)) > fits.max:
+        vector = vector.astype(np.int64)
+    vector[piece] = values
+    return vector

@@ -10,9 +10,11 @@ what is the other's. The sum of a party's rows is saturated coordinate by coordi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,10 @@ from numpy.typing import NDArray
 from mpcfl.config import Unit
 from mpcfl.dp.grid import Grid
 from mpcfl.dp.noise_plan import ROTATED, NoisePlan
+from mpcfl.dp.pieces import is_long, largest_level, level_type, pieces
 from mpcfl.dp.rotation import rotate_rows, unrotate
 from mpcfl.dp.rounding import exact_square_norms as exact_square_norms
-from mpcfl.dp.rounding import round_conditionally, round_to_nearest
+from mpcfl.dp.rounding import round_conditionally, round_in_place, round_to_nearest
 from mpcfl.errors import QuantizeError
 from mpcfl.hazmat.bits import BitSource, SystemBits
 
@@ -56,16 +59,17 @@ def quantize_rows(
     """Map clipped rows and their counts to the integer grid, under an exact bound for each.
 
     Args:
-        rows: clipped rows, shape (k, dim), float64, norm at most ``grid.clip_norm``. Secret.
+        rows: clipped rows, shape (k, dim), float64, norm at most ``grid.clip_norm``. Secret. They
+            are the stage's to use: of long rows nothing may be left, as levels lie there then.
         grid: of this round.
         counts: shape (k, plan.counts), float64, in [-1, 1]; NaN counts as zero. Secret.
         bits: for tests and the in-process oracle only; by default a fresh system source. Rounding
             in rings of few bits is random, and as secret as the rows.
 
     Returns:
-        Levels, shape (k, plan.vector_dim), int64. For every row, ``sum(q**2)`` is at most
-        ``plan.model_bound_int`` over the model's coordinates, each count at most
-        ``plan.count_level_int``, and so the whole at most ``plan.norm_bound_int``, exactly.
+        Levels, shape (k, plan.vector_dim), int64, or as `level_type` says. For every row,
+        ``sum(q**2)`` is at most ``plan.model_bound_int`` over the model's coordinates, each count
+        at most ``plan.count_level_int``, and so the whole at most ``plan.norm_bound_int``, exactly.
 
     Raises:
         QuantizeError: without privacy only, a value does not fit ``plan.saturation_int``.
@@ -79,11 +83,14 @@ def quantize_rows(
         return _fixed_point(rows, plan)
     if plan.rotation == ROTATED:
         model = _rotated_levels(rows, grid, SystemBits() if bits is None else bits)
+    elif is_long(plan.dim):
+        model = round_in_place(rows, grid.scale, plan.model_bound_int, level_type(plan))
     else:
         model = round_to_nearest(rows, grid.scale, plan.model_bound_int)
     if plan.counts == 0:
         return model
-    return np.concatenate([model, _count_levels(counts, (len(rows), plan))], axis=1)
+    both = model, _count_levels(counts, (len(rows), plan))
+    return np.concatenate(both, axis=1, dtype=level_type(plan), casting="same_kind")
 
 
 def _rotated_levels(rows: RealMatrix, grid: Grid, bits: BitSource) -> IntVector:
@@ -113,8 +120,18 @@ def _count_levels(counts: RealMatrix | None, expected: tuple[int, NoisePlan]) ->
 
 
 def _fixed_point(rows: RealMatrix, plan: NoisePlan) -> IntVector:
+    if not is_long(plan.dim):
+        return _fixed_point_piece(rows, plan)
+    levels: IntVector = rows.view(level_type(plan))[:, : plan.dim]
+    for row, out in zip(rows, levels, strict=True):
+        for piece in pieces(plan.dim):
+            out[piece] = _fixed_point_piece(row[piece], plan)
+    return levels
+
+
+def _fixed_point_piece(values: RealMatrix, plan: NoisePlan) -> IntVector:
     with np.errstate(over="ignore"):
-        scaled = np.rint(rows * plan.scale)
+        scaled = np.rint(values * plan.scale)
     limit = plan.saturation_int
     if plan.unit is not Unit.NONE:
         # Private already: clamping is post-processing, and stopping would depend on data.
@@ -135,35 +152,69 @@ def sum_levels(blocks: Iterable[IntVector], plan: NoisePlan) -> IntVector:
     """Add all rows of one party exactly, then saturate each coordinate.
 
     Args:
-        blocks: arrays of levels, shape (k, plan.vector_dim), int64, any k; every row from
+        blocks: arrays of levels, shape (k, plan.vector_dim), any k; every row from
             `quantize_rows`.
         plan: gives the saturation M; at party level M is never reached.
 
     Returns:
-        The sum, clamped to [-M, M], shape (plan.vector_dim,), int64. Secret: add noise before
-        it leaves.
+        The sum, clamped to [-M, M], shape (plan.vector_dim,), int64, or as `level_type` says.
+        Secret: add noise before it leaves.
     """
-    total = np.zeros(plan.vector_dim, dtype=np.int64)
-    largest_row = math.isqrt(plan.norm_bound_int)
+    total: NDArray[Any] = np.zeros(plan.vector_dim, dtype=level_type(plan))
+    most_per_row = largest_level(plan)
     bound = 0
-    for block in blocks:
-        bound += len(block) * largest_row
-        if bound > _INT64_MAX:
-            # Python integers from here on: slow, and never wrong.
-            total = total.astype(object) + block.astype(object).sum(axis=0)
-        else:
-            total += block.sum(axis=0)
+    for block in _handed_over(blocks):
+        more = len(block) * most_per_row
+        if bound + more > _most(total):
+            bound = _largest(total)
+            total = _widened(total, bound + more)
+        bound += more
+        _add_rows(total, block)
+        del block
     limit = plan.saturation_int
-    clamped: IntVector = np.clip(total, -limit, limit).astype(np.int64)
+    np.clip(total, -limit, limit, out=total)
+    clamped: IntVector = total.astype(level_type(plan), copy=False)
     return clamped
+
+
+def _handed_over(blocks: Iterable[IntVector]) -> Iterator[IntVector]:
+    """Yield the blocks and keep none: one may be as long as all else together."""
+    iterator = iter(blocks)
+    while block := [*itertools.islice(iterator, 1)]:
+        yield block.pop()
+
+
+def _most(total: NDArray[Any]) -> float:
+    """Return the largest integer that the type holds, or infinity."""
+    return math.inf if total.dtype == object else int(np.iinfo(total.dtype).max)
+
+
+def _largest(total: NDArray[Any]) -> int:
+    return max(int(total.max(initial=0)), -int(total.min(initial=0)))
+
+
+def _widened(total: NDArray[Any], bound: int) -> NDArray[Any]:
+    """Return the sum in the narrowest type that holds integers up to the bound."""
+    if bound <= _most(total):
+        return total
+    # Python integers at last: slow, and never wrong.
+    return total.astype(np.int64 if bound <= _INT64_MAX else object)
+
+
+def _add_rows(total: NDArray[Any], block: IntVector) -> None:
+    if total.dtype == object:
+        block = block.astype(object)
+    for piece in pieces(total.size):
+        total[piece] += block[:, piece].sum(axis=0) if len(block) != 1 else block[0, piece]
 
 
 def dequantize_sum(opened: IntVector | NDArray[np.float64], grid: Grid) -> Opened:
     """Turn an opened sum of integers back into floats; `NoisePlan.denominator` makes it a mean.
 
     Args:
-        opened: sum of all contributors, shape (plan.vector_dim,), int64, centred. Public. Or
-            float64, in the same units, where coordinates of different contributors were scaled.
+        opened: sum of all contributors, shape (plan.vector_dim,), int64 or int32, centred.
+            Public. Or float64, in the same units, where coordinates of different contributors were
+            scaled.
         grid: of the round.
 
     Returns:

@@ -5,7 +5,8 @@ in rings of few bits: each coordinate goes up or down so that it is right on ave
 drawn again until its norm meets the bound. With beta = exp(-1/2) one draw misses a bound of
 c^2 + d/4 + c + sqrt(d)/2 with probability beta at most, for rows of norm c (Kairouz, Liu, Steinke
 2021, arXiv 2102.06387, Theorem 1). After `MAX_DRAWS` draws the row is rounded towards zero, which
-can't raise its norm. Whatever happens, the integer bound is checked in integers.
+can't raise its norm. Whatever happens, the integer bound is checked in integers: the very ones
+that are returned.
 
 The number of draws depends on a party's own row and bits only. Drawing again makes a
 row a little smaller than it should be on average: the bias is at most sqrt(d) beta / (1 - beta)
@@ -15,13 +16,17 @@ levels in L2 and far less in practice.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcfl.dp.pieces import PIECE_VALUES, LevelType, pieces
 from mpcfl.hazmat.bits import BitSource
 
 IntVector = NDArray[np.int64]
+RealVector = NDArray[np.float64]
 RealMatrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -50,18 +55,89 @@ def round_to_nearest(rows: RealMatrix, scale: float, bound: int) -> IntVector:
     """
     levels = np.empty(rows.shape, dtype=np.int64)
     todo = np.arange(len(rows))
-    for _ in range(1 + _MAX_SHRINKS):
+    for shrunk in _scales(scale):
         with np.errstate(over="ignore"):
-            scaled = (rows if len(todo) == len(rows) else rows[todo]) * scale
+            scaled = (rows if len(todo) == len(rows) else rows[todo]) * shrunk
         np.rint(scaled, out=scaled)
         rounded, fits = _checked(scaled, bound)
         levels[todo] = rounded
         todo = todo[~fits]
         if len(todo) == 0:
             return levels
-        scale *= _SHRINK
     levels[todo] = 0
     return levels
+
+
+def round_in_place(rows: RealMatrix, scale: float, bound: int, dtype: LevelType) -> IntVector:
+    """Do what `round_to_nearest` does to long rows, over their own memory, piece by piece.
+
+    Args:
+        rows: shape (k, d), float64, contiguous. Secret; nothing is left of them.
+        scale: levels per unit.
+        bound: on sum(q**2) of a row.
+        dtype: of the levels, at most 64 bits; one level of isqrt(bound) must fit.
+
+    Returns:
+        Levels, shape (k, d), with ``sum(q**2) <= bound`` exactly, in the memory of ``rows``.
+    """
+    # A level is not longer than what it is made of, so none lies on floats still to be read.
+    levels: IntVector = rows.view(dtype)[:, : rows.shape[1]]
+    room = np.empty(PIECE_VALUES), np.empty(PIECE_VALUES, dtype=np.int64)
+    for row, out in zip(rows, levels, strict=True):
+        _round_row(_LongRow(row, bound, room), scale, out)
+    return levels
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class _LongRow:
+    """A row that is to be rounded, and room for one piece as whole numbers and as integers."""
+
+    values: RealVector
+    bound: int
+    room: tuple[RealVector, IntVector]
+
+    def whole(self, scale: float) -> Iterator[tuple[slice, RealVector]]:
+        """Yield the whole numbers of each piece, and where it lies; they are overwritten."""
+        for piece in pieces(self.values.size):
+            whole = self.room[0][: piece.stop - piece.start]
+            with np.errstate(over="ignore"):
+                np.multiply(self.values[piece], scale, out=whole)
+            yield piece, np.rint(whole, out=whole)
+
+    def square_norm(self, levels: RealVector | IntVector) -> int:
+        """Return the exact sum(q**2) of a piece of whole numbers that 64 bits hold."""
+        integers = self.room[1][: levels.size]
+        np.copyto(integers, levels, casting="unsafe")
+        return exact_square_norms(integers[np.newaxis])[0]
+
+    def fits(self, scale: float) -> bool:
+        """Tell whether the row meets its bound at this scale."""
+        norm, most = 0, _largest_level(self.bound)
+        for _, whole in self.whole(scale):
+            # NaN compares as false.
+            if not (whole.max() <= most and whole.min() >= -most):
+                return False
+            norm += self.square_norm(whole)
+        return norm <= self.bound
+
+
+def _round_row(row: _LongRow, scale: float, out: IntVector) -> None:
+    """Write the levels of a row into ``out``, which may be the row's own memory."""
+    fitting = next((scale for scale in _scales(scale) if row.fits(scale)), None)
+    norm = 0
+    if fitting is not None:
+        for piece, whole in row.whole(fitting):
+            out[piece] = whole
+            # Of what was written, so that nothing before it is trusted.
+            norm += row.square_norm(out[piece])
+    if fitting is None or norm > row.bound:
+        out[:] = 0
+
+
+def _scales(scale: float) -> Iterator[float]:
+    for _ in range(1 + _MAX_SHRINKS):
+        yield scale
+        scale *= _SHRINK
 
 
 def round_conditionally(scaled: RealMatrix, bound: int, bits: BitSource) -> IntVector:
@@ -102,13 +178,18 @@ def _drawn(below: RealMatrix, fraction: RealMatrix, bits: BitSource) -> RealMatr
 def _checked(whole: RealMatrix, bound: int) -> tuple[IntVector, Mask]:
     """Turn whole numbers into integers; say which rows meet the bound, and zero the others."""
     largest = np.max(np.abs(whole), axis=1, initial=0.0)
-    # NaN compares as false; what remains is far below 2^53, so the cast is exact.
-    fits = largest <= float(min(math.isqrt(bound), 2**52))
+    # NaN compares as false.
+    fits = largest <= _largest_level(bound)
     whole[~fits] = 0.0
     levels = whole.astype(np.int64)
     fits &= np.array([norm <= bound for norm in exact_square_norms(levels)], dtype=np.bool_)
     levels[~fits] = 0
     return levels, fits
+
+
+def _largest_level(bound: int) -> float:
+    """Return what no level of a row exceeds; far below 2^53, so that casts are exact."""
+    return float(min(math.isqrt(bound), 2**52))
 
 
 def exact_square_norms(levels: IntVector) -> list[int]:

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcfl.config import Optimizer, ServerTable
+from mpcfl.dp.pieces import is_long, pieces
 from mpcfl.learn.model import Vector
+
+_NOTHING: Vector = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,9 +28,9 @@ class ServerState:
 
     Attributes:
         first_moment: running mean (FedAdam) or momentum (FedAvg) of the updates, shape
-            (dim,), float64.
-        second_moment: running mean of their squares, shape (dim,), float64; FedAdam only,
-            and constant otherwise.
+            (dim,), float64; shape (0,) for FedAvg without momentum, which remembers nothing.
+        second_moment: running mean of their squares, shape (dim,), float64; FedAdam only, shape
+            (0,) otherwise.
     """
 
     first_moment: Vector
@@ -36,9 +39,23 @@ class ServerState:
 
 def initial_state(dim: int, server: ServerTable) -> ServerState:
     """Return the state before round 0."""
+    first, second = _lengths(dim, server)
     # Algorithm 2 asks for v_{-1} >= tau^2 and m_{-1} = 0.
     start = server.adaptivity * server.adaptivity
-    return ServerState(np.zeros(dim), np.full(dim, start))
+    return ServerState(np.zeros(first), np.full(second, start))
+
+
+def is_fitting(state: ServerState, dim: int, server: ServerTable) -> bool:
+    """Tell whether a state has all that the step needs; more, as earlier versions kept, is none."""
+    first, second = _lengths(dim, server)
+    return state.first_moment.size in (first, dim) and state.second_moment.size in (second, dim)
+
+
+def _lengths(dim: int, server: ServerTable) -> tuple[int, int]:
+    """Return how long both vectors of the state are."""
+    if server.optimizer is Optimizer.FEDADAM:
+        return dim, dim
+    return (dim if server.momentum > 0 else 0), 0
 
 
 def apply_mean(
@@ -50,22 +67,38 @@ def apply_mean(
         parameters: the global model, shape (dim,), float64; left unchanged. Keep this vector
             between rounds and not the model's own float32 values, which round it.
         mean: the opened mean of the updates, or of the negative gradients, shape (dim,),
-            float64: a direction of descent, so it is added.
+            float64: a direction of descent, so it is added. A long one is the step's to use: the
+            new parameters may lie there.
         state: as `initial_state` or the last round returned it; left unchanged.
         server: which step, and its constants.
 
     Returns:
         The new parameters, shape (dim,), float64, and the new state.
     """
-    if parameters.shape != mean.shape or parameters.shape != state.first_moment.shape:
+    dim = parameters.size
+    if parameters.shape != mean.shape or not is_fitting(state, dim, server):
         raise ValueError(
             f"parameters {parameters.shape}, mean {mean.shape} and state "
             f"{state.first_moment.shape} differ in shape"
         )
-    if server.optimizer is Optimizer.FEDADAM:
-        return _fedadam(parameters, mean, state, server)
-    momentum = server.momentum * state.first_moment + mean
-    return parameters + server.learning_rate * momentum, ServerState(momentum, state.second_moment)
+    step = _fedadam if server.optimizer is Optimizer.FEDADAM else _fedavg
+    applied = mean if is_long(dim) else np.empty_like(mean)
+    first, second = map(np.empty, _lengths(dim, server))
+    for piece in pieces(dim):
+        before = ServerState(state.first_moment[piece], state.second_moment[piece])
+        applied[piece], after = step(parameters[piece], mean[piece], before, server)
+        first[piece], second[piece] = after.first_moment, after.second_moment
+    return applied, ServerState(first, second)
+
+
+def _fedavg(
+    parameters: Vector, mean: Vector, state: ServerState, server: ServerTable
+) -> tuple[Vector, ServerState]:
+    """McMahan et al., with the momentum of Hsu et al., section 4.2, where there is one."""
+    kept = server.momentum * state.first_moment if server.momentum > 0 else 0.0
+    momentum = kept + mean
+    first = momentum if server.momentum > 0 else _NOTHING
+    return parameters + server.learning_rate * momentum, ServerState(first, _NOTHING)
 
 
 def _fedadam(

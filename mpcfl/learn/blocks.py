@@ -34,6 +34,9 @@ Matrix = NDArray[np.float64]
 Gradients = Callable[[Tensor, Tensor], Matrix]
 
 _ROWS_MULTIPLE = 16
+# Rows that are held at a time; each coordinate of one takes a float32 and a float64.
+_BLOCK_BYTES = 1 << 26
+_BYTES_PER_COORDINATE = 12
 # Torch has one generator in a process; parties that are threads of one take turns with it.
 _GENERATOR = threading.Lock()
 
@@ -46,7 +49,7 @@ class RecordBlocks:
         gradients: gives one row per record.
         stand_in: one public record.
         dim: length of a row.
-        microbatch: most rows at a time.
+        microbatch: most rows at a time; fewer where rows are long, down to one.
     """
 
     gradients: Gradients
@@ -64,8 +67,9 @@ class RecordBlocks:
         Yields:
             Blocks of shape (k, dim), float64, k <= microbatch. Secret.
         """
-        for start in range(0, len(sample), self.microbatch):
-            block = torch.tensor(sample[start : start + self.microbatch])
+        most = rows_at_once(self.microbatch, self.dim)
+        for start in range(0, len(sample), most):
+            block = torch.tensor(sample[start : start + most])
             yield self._rows((records[0][block], records[1][block]))
 
     def _rows(self, chosen: Records) -> Matrix:
@@ -88,7 +92,8 @@ class RecordBlocks:
 
     def _filled_up(self, chosen: Records) -> Records:
         count = len(chosen[0])
-        extra = min(self.microbatch, -(-count // _ROWS_MULTIPLE) * _ROWS_MULTIPLE) - count
+        most = rows_at_once(self.microbatch, self.dim)
+        extra = min(most, -(-count // _ROWS_MULTIPLE) * _ROWS_MULTIPLE) - count
         inputs, targets = (
             torch.cat([values, public.expand(extra, *public.shape[1:])])
             for values, public in zip(chosen, self.stand_in, strict=True)
@@ -105,6 +110,11 @@ class RecordBlocks:
     def _masked(self, inputs: Tensor, targets: Tensor) -> Matrix:
         with _secret_generator():
             return self.gradients(inputs, targets)
+
+
+def rows_at_once(microbatch: int, dim: int) -> int:
+    """Return how many rows of a length are computed at a time, at most; depends on nothing else."""
+    return max(1, min(microbatch, _BLOCK_BYTES // (_BYTES_PER_COORDINATE * max(1, dim))))
 
 
 @contextmanager

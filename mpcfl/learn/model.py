@@ -8,14 +8,16 @@ not in it; they stay as the task made them, equal at all parties by `model_diges
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mpcfl.config import Unit
+from mpcfl.dp.pieces import pieces
 from mpcfl.errors import ConfigError
 from mpcfl.learn.task import Task
 
@@ -63,10 +65,45 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def trainable_size(model: nn.Module) -> int:
+    """Return the length of the flat vector of the model's trainable parameters."""
+    return sum(parameter.numel() for parameter in _trainable(model))
+
+
 def flat_parameters(model: nn.Module) -> Vector:
     """Return a copy of the trainable parameters, shape (dim,), float64."""
-    parts = [p.detach().cpu().reshape(-1).double() for p in _trainable(model)]
-    flat: Vector = torch.cat(parts).numpy()
+    flat: Vector = flat_rows([p.detach().unsqueeze(0) for p in _trainable(model)], 1)[0]
+    return flat
+
+
+def flat_change(model: nn.Module, before: nn.Module) -> Vector:
+    """Return new minus old trainable parameters, shape (dim,), float64."""
+    change, at = flat_parameters(model), 0
+    for parameter in _trainable(before):
+        old = parameter.detach().cpu().reshape(-1)
+        part, at = change[at : at + old.numel()], at + old.numel()
+        # A whole parameter in float64 may be a good part of the model.
+        for piece in pieces(old.numel()):
+            part[piece] -= old[piece].double().numpy()
+    return change
+
+
+def flat_rows(tensors: list[Tensor], n_rows: int) -> NDArray[np.float64]:
+    """Return tensors of equally many rows beside each other, flat.
+
+    Args:
+        tensors: each of shape (n_rows, ...), one per parameter; empty afterwards, so that each
+            can be let go once it was copied, where nobody else holds it.
+        n_rows: k.
+
+    Returns:
+        Shape (k, dim), float64.
+    """
+    widths = [math.prod(tensor.shape[1:]) for tensor in tensors]
+    rows = torch.empty((n_rows, sum(widths)), dtype=torch.float64)
+    for part in torch.split(rows, widths, dim=1):
+        part.copy_(tensors.pop(0).reshape(n_rows, -1))
+    flat: NDArray[np.float64] = rows.numpy()
     return flat
 
 
@@ -77,13 +114,16 @@ def load_flat_parameters(model: nn.Module, vector: Vector) -> None:
         model: changed in place; each value is rounded to nearest in its parameter's dtype.
         vector: shape (dim,), float64, as `flat_parameters` orders it.
     """
+    dim = trainable_size(model)
+    if vector.shape != (dim,):
+        raise ValueError(f"the model has {dim} trainable values, the vector {vector.shape}")
     parameters = _trainable(model)
-    ends = np.cumsum([parameter.numel() for parameter in parameters])
-    if vector.shape != (ends[-1],):
-        raise ValueError(f"the model has {ends[-1]} trainable values, the vector {vector.shape}")
+    # A view of the vector, which is only read; torch takes no array that can't be written to.
+    flat = torch.from_numpy(vector if vector.flags.writeable else vector.copy())
     with torch.no_grad():
-        for parameter, piece in zip(parameters, np.split(vector, ends[:-1]), strict=True):
-            parameter.copy_(torch.tensor(piece).view_as(parameter))
+        parts = torch.split(flat, [parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
 
 
 def model_digest(model: nn.Module) -> bytes:
@@ -98,5 +138,5 @@ def model_digest(model: nn.Module) -> bytes:
         head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
         digest.update(len(head).to_bytes(4, "big") + head)
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(flat.view(torch.uint8).numpy())
     return digest.digest()

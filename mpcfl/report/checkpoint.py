@@ -18,13 +18,13 @@ import json
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mpcfl.dp.counts import CountState
 from mpcfl.errors import ConfigError
-from mpcfl.learn.apply import ServerState
+from mpcfl.learn.apply import ServerState, is_fitting
 from mpcfl.learn.model import Vector, load_flat_parameters, model_digest
 from mpcfl.report.atomic import open_atomically, write_atomically
 from mpcfl.round import PublicState
@@ -87,15 +87,20 @@ def save_checkpoint(folder: Path, public: PublicState, next_round: int) -> None:
     Raises:
         ConfigError: the disk refuses; the checkpoint before is still there.
     """
-    content = io.BytesIO()
-    server = public.server
-    np.savez(
-        content,
-        parameters=public.parameters,
-        first_moment=server.first_moment,
-        second_moment=server.second_moment,
-    )
-    facts = CheckpointFacts(
+    try:
+        folder.mkdir(exist_ok=True)
+        # A name of its own, so that the file before stays valid until the facts move.
+        name = _arrays_name(next_round)
+        facts = _facts(public, next_round, _write_vectors(folder / name, public))
+        _write_facts(folder, facts)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: can't write the checkpoint: {error.strerror}; free space, then resume"
+        ) from None
+
+
+def _facts(public: PublicState, next_round: int, arrays_sha256: str) -> CheckpointFacts:
+    return CheckpointFacts(
         next_round=next_round,
         clip_norm=float(public.counted.clip_norm).hex(),
         weight_sum=float(public.counted.weight_sum).hex(),
@@ -103,22 +108,41 @@ def save_checkpoint(folder: Path, public: PublicState, next_round: int) -> None:
         job_digest=public.job.digest().hex(),
         plan_fingerprint=public.plan.fingerprint(),
         model_digest=model_digest(public.model).hex(),
-        # A name of its own, so that the file before stays valid until the facts move.
         arrays_name=_arrays_name(next_round),
-        arrays_sha256=hashlib.sha256(content.getvalue()).hexdigest(),
+        arrays_sha256=arrays_sha256,
     )
-    try:
-        _write(folder, facts, content.getvalue())
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: can't write the checkpoint: {error.strerror}; free space, then resume"
-        ) from None
 
 
-def _write(folder: Path, facts: CheckpointFacts, vectors: bytes) -> None:
-    folder.mkdir(exist_ok=True)
-    with open_atomically(folder / facts.arrays_name) as stream:
-        stream.write(vectors)
+class _Hashed(io.RawIOBase):
+    """Writes to a stream, front to back, and hashes what it wrote; nothing is kept."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.sha256.update(content)
+        return self._stream.write(content)
+
+
+def _write_vectors(path: Path, public: PublicState) -> str:
+    """Write the vectors; return the SHA-256 of the file, hex."""
+    server = public.server
+    with open_atomically(path) as stream:
+        hashed = _Hashed(stream)
+        np.savez(
+            hashed,
+            parameters=public.parameters,
+            first_moment=server.first_moment,
+            second_moment=server.second_moment,
+        )
+    return hashed.sha256.hexdigest()
+
+
+def _write_facts(folder: Path, facts: CheckpointFacts) -> None:
     document = {"schema": SCHEMA, **asdict(facts), "digest": facts.digest()}
     write_atomically(folder / FILE_NAME, json.dumps(document, indent=2) + "\n")
     for old in folder.glob("state-*.npz"):
@@ -136,7 +160,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         facts = _facts_from(document)
-        content = (folder / facts.arrays_name).read_bytes()
+        with (folder / facts.arrays_name).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         name = path if error.filename is None else error.filename
         raise ConfigError(
@@ -144,10 +169,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         ) from None
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from None
-    if hashlib.sha256(content).hexdigest() != facts.arrays_sha256:
+    if found != facts.arrays_sha256:
         raise _damaged(folder / facts.arrays_name, "it is not the file that was written")
     try:
-        parameters, first, second = _vectors(content)
+        parameters, first, second = _vectors(folder / facts.arrays_name)
     except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise _damaged(folder / facts.arrays_name, error) from None
     return Checkpoint(facts, parameters, ServerState(first, second))
@@ -160,7 +185,8 @@ def restore(public: PublicState, checkpoint: Checkpoint) -> None:
         ConfigError: it is of another job, plan or model.
     """
     facts = checkpoint.facts
-    if checkpoint.parameters.shape != public.parameters.shape:
+    dim = public.parameters.size
+    if checkpoint.parameters.size != dim:
         raise _other("model", "use the task code of the run")
     if facts.job_digest != public.job.digest().hex():
         raise _other("job", "use the folder of this job, and the version of mpcfl that wrote it")
@@ -168,6 +194,8 @@ def restore(public: PublicState, checkpoint: Checkpoint) -> None:
         raise _other("noise plan", "use the versions of mpcfl and dp-accounting that wrote it")
     if not 0 <= facts.next_round <= public.job.training.rounds:
         raise _other("number of rounds", "use the folder of this job")
+    if not is_fitting(checkpoint.server, dim, public.job.server):
+        raise _other("optimizer", "use the folder of this job")
     load_flat_parameters(public.model, checkpoint.parameters)
     if model_digest(public.model).hex() != facts.model_digest:
         raise _other("model", "use the task code and the version of torch that wrote it")
@@ -193,11 +221,12 @@ def _arrays_name(next_round: int) -> str:
     return f"state-{next_round:06d}.npz"
 
 
-def _vectors(content: bytes) -> list[Vector]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+def _vectors(path: Path) -> list[Vector]:
+    with np.load(path, allow_pickle=False) as arrays:
         vectors = [arrays[name] for name in _ARRAYS]
-    if any(v.dtype != np.float64 or v.ndim != 1 or v.shape != vectors[0].shape for v in vectors):
-        raise ValueError("it does not hold three vectors of float64 of one length")
+    dim = vectors[0].size
+    if any(v.dtype != np.float64 or v.ndim != 1 or v.size not in (0, dim) for v in vectors):
+        raise ValueError("it does not hold three vectors of float64 of one length, or empty ones")
     return vectors
 
 

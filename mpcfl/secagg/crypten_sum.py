@@ -171,16 +171,22 @@ class CryptenSum:
         return vector
 
     def _make_share(self, levels: Levels, sum_id: SumId | None) -> NDArray[np.uint64]:
-        """Return levels plus 2^(b-1) under all masks, shape (dim,); each sum has its own masks."""
+        """Return levels plus 2^(b-1) under all masks, shape (dim,); each sum has its own masks.
+
+        The share lies where the masks were, if they were made ahead.
+        """
         self._last = None
-        source, _ = self._masks.begin(levels, sum_id)
+        chunks = self._masks.chunks
+        source, prepared = self._masks.begin(levels, sum_id)
         self._dtype = levels.dtype
-        share = np.empty(self._settings.dim, dtype=np.uint64)
+        share = np.empty(self._settings.dim, dtype=np.uint64) if prepared is None else prepared
+        masked = np.empty(chunks.words, dtype=np.uint64)
         offset = np.uint64(1 << (self._settings.modulus_bits - 1))
-        for number in range(len(self._masks.chunks)):
-            chunk = share[self._masks.chunks.chunk(number)]
+        for number in range(len(chunks)):
+            where = chunks.chunk(number)
+            chunk = masked[: where.stop - where.start]
             source(number, chunk)
-            chunk += offset
+            np.add(chunk, offset, out=share[where])
         return share
 
     def _offset_of_sum(self, modulus_bits: int) -> np.uint64:

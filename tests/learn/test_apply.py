@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpcfl.config import Optimizer, ServerTable
-from mpcfl.learn.apply import apply_mean, initial_state
+from mpcfl.learn.apply import ServerState, apply_mean, initial_state
 
 FEDAVG = ServerTable()
 FEDADAM = ServerTable(
@@ -71,3 +71,51 @@ def test_result_does_not_depend_on_the_length_of_the_vector(server: ServerTable)
 def test_shapes_that_differ_are_a_caller_bug() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         apply_mean(np.zeros(3), np.zeros(1), initial_state(3, FEDAVG), FEDAVG)
+
+
+@pytest.mark.parametrize("server", [FEDAVG, ServerTable(momentum=0.5), FEDADAM])
+def test_long_vectors_are_applied_in_pieces_to_the_same_bits(
+    server: ServerTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.sin(np.arange(1003.0))
+    means = [np.cos(np.arange(1003.0) * k) for k in (2, 3)]
+
+    def steps() -> tuple[np.ndarray, ServerState]:
+        parameters, state = values, initial_state(1003, server)
+        for mean in means:
+            parameters, state = apply_mean(parameters, mean.copy(), state, server)
+        return parameters, state
+
+    whole, remembered = steps()
+    monkeypatch.setattr("mpcfl.dp.pieces.PIECE_VALUES", 100)
+    applied, state = steps()
+    assert applied.tobytes() == whole.tobytes()
+    assert state.first_moment.tobytes() == remembered.first_moment.tobytes()
+    assert state.second_moment.tobytes() == remembered.second_moment.tobytes()
+    np.testing.assert_array_equal(values, np.sin(np.arange(1003.0)))
+
+
+def test_only_what_a_step_needs_is_remembered() -> None:
+    def sizes(server: ServerTable) -> tuple[int, int]:
+        _, state = apply_mean(np.zeros(3), np.ones(3), initial_state(3, server), server)
+        return state.first_moment.size, state.second_moment.size
+
+    assert sizes(FEDAVG) == (0, 0)
+    assert sizes(ServerTable(momentum=0.9)) == (3, 0)
+    assert sizes(FEDADAM) == (3, 3)
+
+
+def test_what_an_earlier_version_remembered_without_need_changes_nothing() -> None:
+    kept = ServerState(np.full(3, 7.0), np.full(3, 1e-6))
+    with_it, state = apply_mean(np.ones(3), np.full(3, 0.5), kept, FEDAVG)
+    without, _ = apply_mean(np.ones(3), np.full(3, 0.5), initial_state(3, FEDAVG), FEDAVG)
+    assert with_it.tobytes() == without.tobytes()
+    assert state.first_moment.size == 0
+    momentum = ServerTable(momentum=0.5)
+    assert apply_mean(np.ones(3), np.zeros(3), kept, momentum)[0].tolist() == [4.5] * 3
+
+
+@pytest.mark.parametrize("server", [ServerTable(momentum=0.5), FEDADAM])
+def test_a_state_without_what_the_step_needs_is_a_caller_bug(server: ServerTable) -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        apply_mean(np.zeros(3), np.zeros(3), initial_state(3, FEDAVG), server)

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpcfl.learn.blocks import RecordBlocks
+from mpcfl.config import TrainingTable
+from mpcfl.learn.blocks import RecordBlocks, rows_at_once
 from mpcfl.learn.task import Records
 from mpcfl.learn.train import record_gradients
 
 DIM = 6
 BAD = 9
+
+EIGHT = TrainingTable(rounds=1, microbatch=8)
 
 
 class Watched:
@@ -114,7 +117,7 @@ def test_dropout_masks_are_secret_whoever_seeded_the_generator() -> None:
         # What a task could do in its own code; the guarantee must not care.
         torch.manual_seed(0)  # noqa: TID251  the fault that is tested
         before = torch.get_rng_state()
-        seen.append(next(record_gradients(model, task.test_data(), task, np.arange(4), 8)))
+        seen.append(next(record_gradients(model, task.test_data(), task, np.arange(4), EIGHT)))
         assert torch.equal(torch.get_rng_state(), before)
     # 4 masks of 64 bits are equal by chance once in 2^256.
     assert not np.array_equal(*seen)
@@ -141,3 +144,29 @@ def test_parties_that_are_threads_take_turns_with_the_one_generator() -> None:
         drawn = list(pool.map(party, range(8), timeout=60))
     assert len(set(drawn)) == 8
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_long_rows_are_computed_a_few_at_a_time_whatever_the_microbatch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mpcfl.learn.blocks._BLOCK_BYTES", 3 * 12 * DIM)
+    watched = Watched()
+    found = list(blocks(watched).of_sample(records([1] * 7), np.arange(7)))
+    # The last block has as many rows as all others, which a public record fills up.
+    assert watched.sizes == [3, 3, 3]
+    assert [len(rows) for rows in found] == [3, 3, 1]
+
+
+def test_a_row_longer_than_a_block_passes_alone_and_is_not_filled_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mpcfl.learn.blocks._BLOCK_BYTES", 12 * DIM - 1)
+    watched = Watched()
+    list(blocks(watched).of_sample(records([1] * 3), np.arange(3)))
+    assert watched.sizes == [1, 1, 1]
+
+
+def test_rows_of_small_models_are_as_many_as_the_job_says() -> None:
+    assert rows_at_once(256, 7850) == 256
+    # A BERT of 6 layers: one row of it is longer than a block.
+    assert rows_at_once(256, 22_713_986) == 1

@@ -9,7 +9,9 @@ from mpcfl.config import Unit
 from mpcfl.errors import ConfigError
 from mpcfl.learn.model import (
     check_model,
+    flat_change,
     flat_parameters,
+    flat_rows,
     initial_model,
     load_flat_parameters,
     model_digest,
@@ -66,6 +68,32 @@ def test_frozen_parameters_are_not_in_the_vector() -> None:
     load_flat_parameters(model, np.zeros(flat_parameters(model).size))
     assert flat_parameters(model).size == 2 + 2 + 2 + 1
     assert torch.equal(model[0].weight, frozen)
+
+
+def test_change_is_new_minus_old_of_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = two_layers(), two_layers()
+    old = np.sin(np.arange(15.0))
+    load_flat_parameters(before, old)
+    load_flat_parameters(after, old * 1.0001 + 1e-9)
+    expected = flat_parameters(after) - flat_parameters(before)
+    monkeypatch.setattr("mpcfl.dp.pieces.PIECE_VALUES", 4)
+    assert np.count_nonzero(expected) > 10
+    np.testing.assert_array_equal(flat_change(after, before), expected)
+
+
+def test_flat_rows_lie_in_order_and_let_go_of_what_they_were_made_of() -> None:
+    tensors = [torch.arange(6.0).reshape(2, 3), torch.tensor([[[7.5]], [[8.5]]])]
+    rows = flat_rows(tensors, 2)
+    assert rows.dtype == np.float64
+    assert rows.tolist() == [[0, 1, 2, 7.5], [3, 4, 5, 8.5]]
+    assert tensors == []
+
+
+def test_a_vector_that_is_read_only_can_be_loaded() -> None:
+    model, vector = two_layers(), np.arange(15.0)
+    vector.setflags(write=False)
+    load_flat_parameters(model, vector)
+    np.testing.assert_array_equal(flat_parameters(model), vector)
 
 
 def test_vector_of_the_wrong_length_is_a_caller_bug() -> None:

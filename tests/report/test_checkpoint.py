@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,44 @@ def test_the_public_state_comes_back_bit_for_bit(folder: Path, trained: PublicSt
     assert fresh.parameters.tobytes() == trained.parameters.tobytes()
     assert fresh.counted == trained.counted
     assert flat_parameters(fresh.model).tobytes() == flat_parameters(trained.model).tobytes()
+
+
+def test_a_step_that_remembers_nothing_stores_nothing(tmp_path: Path) -> None:
+    public = state()
+    save_checkpoint(tmp_path / "c", public, 1)
+    fresh = state()
+    restore(fresh, load_checkpoint(tmp_path / "c"))
+    assert (fresh.server.first_moment.size, fresh.server.second_moment.size) == (0, 0)
+    assert fresh.parameters.tobytes() == public.parameters.tobytes()
+
+
+@pytest.mark.parametrize("lost", ["first_moment", "second_moment"])
+def test_a_checkpoint_without_what_the_optimizer_needs_is_refused(
+    lost: str, tmp_path: Path
+) -> None:
+    server = {"optimizer": "fedadam", "learning_rate": 0.1}
+    public = state(server=server)
+    public.server = dataclasses.replace(public.server, **{lost: np.empty(0)})
+    save_checkpoint(tmp_path / "c", public, 1)
+    with pytest.raises(ConfigError, match="another optimizer"):
+        restore(state(server=server), load_checkpoint(tmp_path / "c"))
+
+
+def test_vectors_go_to_the_file_without_a_copy_of_all_of_them(tmp_path: Path) -> None:
+    public = state()
+    public.parameters = np.arange(8_000_000.0)
+    tracemalloc.start()
+    try:
+        name = tmp_path / "state.npz"
+        digest = module._write_vectors(name, public)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert digest == hashlib.sha256(name.read_bytes()).hexdigest()
+    with np.load(name) as arrays:
+        assert arrays["parameters"].tobytes() == public.parameters.tobytes()
+    # numpy hands over 16 MiB at a time.
+    assert peak < 0.75 * public.parameters.nbytes
 
 
 def test_an_infinite_clip_norm_comes_back(tmp_path: Path) -> None:
