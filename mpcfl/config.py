@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from mpcfl.errors import ConfigError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Unit(StrEnum):
@@ -65,6 +77,13 @@ class Custody(StrEnum):
     THRESHOLD = "threshold"
 
 
+def _read_option(value: object) -> object:
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if not is_number and not isinstance(value, str):
+        raise ValueError("a task option is a text, a finite number, true or false")
+    return value
+
+
 def _not_a_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("it must be a number, not true or false")
@@ -105,6 +124,8 @@ CustodyName = Annotated[Custody, Field(strict=False)]
 PlacementName = Annotated[Placement, Field(strict=False)]
 WeightingName = Annotated[Weighting, Field(strict=False)]
 ClippingName = Annotated[Clipping, Field(strict=False)]
+# What a task's options may be: values that TOML, JSON and every party write alike.
+OptionValue: TypeAlias = bool | int | float | str
 Neighbors = Annotated[Literal["all", "auto"] | int, BeforeValidator(read_neighbors)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
@@ -223,7 +244,20 @@ class TrainingTable(_Table):
     batch_size: PositiveInt = 32
     learning_rate: PositiveReal = 0.1
     microbatch: PositiveInt = 256
+    proximal_mu: Annotated[Real, Field(ge=0)] = 0.0
+    gradients: Literal["vmap", "opacus"] = "vmap"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$")] = "cpu"
+    evaluate_every: PositiveInt = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.proximal_mu > 0 and self.local_steps == 1:
+            raise ValueError(
+                "proximal_mu holds local steps back to the global model, at which the first step "
+                "begins; set local_steps above 1, or leave proximal_mu out"
+            )
+        return self
 
 
 class ServerTable(_Table):
@@ -277,11 +311,20 @@ class Job(_Table):
     """One run, as every party sees it. Public."""
 
     task: Annotated[str, Field(min_length=1)]
+    task_options: dict[str, Annotated[Any, AfterValidator(_read_option)]] = Field(
+        default_factory=dict
+    )
     parties: PartiesTable
     privacy: PrivacyTable
     training: TrainingTable
     server: ServerTable = ServerTable()
     aggregation: AggregationTable
+
+    @field_validator("task_options")
+    @classmethod
+    def _sort(cls, options: dict[str, Any]) -> dict[str, Any]:
+        # Two files that say the same in another order are the same job.
+        return dict(sorted(options.items()))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -385,13 +428,22 @@ def load_job(path: Path, overrides: Sequence[str] = (), parties: int | None = No
 
 def parse_job(document: Mapping[str, Any], source: str) -> Job:
     """Check a parsed job document; ``source`` is named in every error."""
+    return read_table(Job, document, source)
+
+
+def read_table(table: type[_Model], document: Mapping[str, Any], source: str) -> _Model:
+    """Check a document against a model of its keys; ``source`` is named in every error.
+
+    Raises:
+        ConfigError: a key is unknown, missing or out of range.
+    """
     try:
-        return Job.model_validate(document)
+        return table.model_validate(document)
     except ValidationError as error:
         # A misspelt key is also a missing one; what stands in the file is what to mend.
         errors = error.errors(include_url=False)
         first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
-        raise ConfigError(f"{source}: {_explain(first)}") from None
+        raise ConfigError(f"{source}: {_explain(first, table)}") from None
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -422,11 +474,11 @@ def _set_party_count(document: dict[str, Any], count: int) -> None:
     table["count"] = count
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, table: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     kind = error["type"]
     if kind == "extra_forbidden":
-        return f"unknown key {key}{_suggestion(error['loc'])}"
+        return f"unknown key {key}{_suggestion(error['loc'], table)}"
     if kind == "missing":
         return f"{key} is missing; add it"
     message = error["msg"].removeprefix("Value error, ")
@@ -435,8 +487,7 @@ def _explain(error: ErrorDetails) -> str:
     return f"{key} = {error['input']!r} is not valid: {message[:1].lower()}{message[1:]}"
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = Job
+def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     for part in location[:-1]:
         annotation = model.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -113,7 +113,7 @@ def public_state(job: Job, task: Task | None = None) -> PublicState:
     neighbors = resolve_neighbors(
         job.aggregation.neighbors, parties.count, parties.colluding, parties.max_dropout
     )
-    task = load_task(job.task) if task is None else task
+    task = load_task(job.task, job.task_options) if task is None else task
     model = initial_model(task, job.training.seed)
     if job.privacy.placement is Placement.LOCAL:
         check_local_layers(model)
@@ -124,7 +124,7 @@ def public_state(job: Job, task: Task | None = None) -> PublicState:
     if job.privacy.placement is Placement.LOCAL:
         check_local_training(model, task, job.training, plan)
     elif job.privacy.unit is Unit.RECORD:
-        check_record_gradients(model, task)
+        check_record_gradients(model, task, job.training)
     else:
         check_local_update(model, task, job.training)
     ring = ring_plan_for_job(job, parameters.size)
@@ -168,27 +168,36 @@ def protected_sum(
         meter: takes the time.
 
     Returns:
-        The opened sum of all parties' noised levels, shape (vector_dim,), int64; known to all
-        parties.
+        The opened sum of all parties' noised levels, shape (vector_dim,), int64, or int32 where
+        the vector is long and all levels fit; known to all parties.
     """
     grid = round_grid(public.ring, sum_id.round_id, public.counted.clip_norm)
 
     def quantized() -> Iterator[NDArray[np.int64]]:
-        for rows in meter.each("train", _train(public, party, sum_id.round_id)):  # 1. Train.
+        blocks = _train(public, party, sum_id.round_id)
+        while True:
+            with meter.stage("train"):  # 1. Train.
+                rows = next(blocks, None)
+            if rows is None:
+                return
             with meter.stage("clip"):  # 2. Clip each row.
                 counts = count_rows(rows, grid.clip_norm, public.job, party.weight)
                 clipped, not_finite = clip_rows(rows, grid.clip_norm)
                 party.not_finite += not_finite
             with meter.stage("quantize"):  # 3. Quantize each row.
                 yield quantize_rows(weigh_rows(clipped, party.weight), grid, counts, party.bits)
+            # One row may be as long as all else together, and is let go before the next.
+            del rows, clipped
 
     ahead = public.job.aggregation.precompute
     with ShareAhead(draw_noise_share, grid.plan, party.bits, ahead=ahead) as share:
         levels = sum_levels(quantized(), grid.plan)
         with meter.stage("noise"):  # 4. Add this party's share of the noise.
             noised = add_noise(levels, share.take())
+            del levels
     with meter.stage("protect"):  # 5. Nothing has left the party so far.
         protected = secure.protect(noised, sum_id)
+        del noised
     with meter.stage("aggregate"):  # 6. All parties' vectors become one.
         aggregated = secure.aggregate(protected)
     with meter.stage("open"):  # 7. The sum, and only the sum, is opened.
@@ -229,7 +238,7 @@ def _train(public: PublicState, party: PartyData, round_id: int) -> Iterator[NDA
         yield train(model, party.records, task, job.training, round_id)
         return
     sample = poisson_sample(len(party.records[0]), job.privacy.sample_rate, party.bits)
-    yield from record_gradients(model, party.records, task, sample, job.training.microbatch)
+    yield from record_gradients(model, party.records, task, sample, job.training)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from mpcfl.config import Job, Unit, load_job, parse_job
+from mpcfl.config import Job, Unit, load_job, parse_job, read_table
 from mpcfl.errors import ConfigError
 
 GOOD = """
@@ -187,6 +187,19 @@ def test_no_privacy_needs_no_epsilon() -> None:
         ),
         (['aggregation.precompute="yes"'], "aggregation.precompute = 'yes'"),
         (['aggregation.checked="yes"'], "aggregation.checked = 'yes'"),
+        (["training.proximal_mu=0.1"], "set local_steps above 1, or leave proximal_mu out"),
+        (["training.proximal_mu=-0.1"], "training.proximal_mu = -0.1"),
+        (['training.gradients="ghost"'], "training.gradients = 'ghost'"),
+        (['training.device="gpu"'], "training.device = 'gpu'"),
+        (['training.device="cuda:"'], "training.device = 'cuda:'"),
+        (["training.evaluate_every=0"], "training.evaluate_every = 0"),
+        (["training.evaluate_every=true"], "training.evaluate_every = True"),
+        (["task_options.labels=[0, 1]"], "a task option is a text, a finite number"),
+        (["task_options.inner.size=1"], "a task option is a text, a finite number"),
+        (["task_options.size=nan"], "a task option is a text, a finite number"),
+        (["task_options.size=inf"], "a task option is a text, a finite number"),
+        (["task_options.when=2020-01-01"], "a task option is a text, a finite number"),
+        (["task_options=3"], "task_options"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_the_remedy(
@@ -217,6 +230,15 @@ def test_a_combination_that_makes_no_sense_is_refused_with_the_remedy(
         ["aggregation.neighbors=7"],
         ['aggregation.backend="phe"', 'aggregation.neighbors="all"'],
         ["aggregation.precompute=false"],
+        [
+            'privacy.unit="party"',
+            "privacy.sample_rate=1",
+            "training.local_steps=2",
+            "training.proximal_mu=0.1",
+        ],
+        ['training.gradients="opacus"', 'training.device="cuda:1"'],
+        ["training.evaluate_every=100"],
+        ["task_options.size=1", "task_options.name='x'", "task_options.on=true"],
     ],
 )
 def test_a_combination_that_makes_sense_is_accepted(job_file: Path, overrides: list[str]) -> None:
@@ -230,6 +252,21 @@ def test_neighbors_are_part_of_the_job_and_come_back_from_its_document(
     job = load_job(job_file, [f"aggregation.neighbors={value}"])
     assert parse_job(json.loads(job.model_dump_json()), "a copy") == job
     assert (job.digest() == load_job(job_file).digest()) is (value == '"all"')
+
+
+def test_options_of_the_task_are_part_of_the_job_and_come_back_from_its_document(
+    job_file: Path,
+) -> None:
+    changes = ["task_options.b=0.5", "task_options.a='x'", "task_options.c=true"]
+    job = load_job(job_file, changes)
+    assert dict(job.task_options) == {"a": "x", "b": 0.5, "c": True}
+    assert parse_job(json.loads(job.model_dump_json()), "a copy") == job
+    assert load_job(job_file, changes[::-1]).digest() == job.digest()
+    digests = {load_job(job_file, changes[:n]).digest() for n in range(4)}
+    assert len(digests) == 4
+    # True is not 1, and "1" is neither.
+    alike = {load_job(job_file, [f"task_options.a={v}"]).digest() for v in ("1", "true", "'1'")}
+    assert len(alike) == 3
 
 
 def test_masks_are_made_ahead_unless_the_job_says_no(job_file: Path) -> None:
@@ -260,3 +297,22 @@ def test_every_key_is_documented_with_its_default() -> None:
                 ]
             elif isinstance(default, str):
                 assert f'"{default}"' in row.split("|")[2]
+
+
+class Shelf(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    height: int
+    width: int = 3
+
+
+def test_any_table_is_read_by_the_same_rules() -> None:
+    assert read_table(Shelf, {"height": 2}, "shelf").height == 2
+    for document, words in (
+        ({"height": 2, "widht": 1}, "shelf: unknown key widht; did you mean width?"),
+        ({"height": 2, "zzz": 1}, "shelf: unknown key zzz; known keys are height, width"),
+        ({}, "shelf: height is missing; add it"),
+        ({"height": "2"}, "shelf: height = '2' is not valid"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            read_table(Shelf, document, "shelf")

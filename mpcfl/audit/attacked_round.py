@@ -14,7 +14,7 @@ from torch import nn
 from mpcfl.audit.gradient_matching import Effort, Reals
 from mpcfl.audit.tap import Recorder, Stage, TappedTransport, Via, watching
 from mpcfl.audit.uniformity import words_of
-from mpcfl.config import Job, parse_job
+from mpcfl.config import Job, TrainingTable, parse_job
 from mpcfl.learn.task import Records
 from mpcfl.learn.tasks.digits import DigitsTask
 from mpcfl.learn.train import record_gradients
@@ -34,6 +34,7 @@ class TwoLayerDigits(DigitsTask):
     """Digits under a smooth two-layer network; each party holds its first few records only."""
 
     def __init__(self, batch: int) -> None:
+        super().__init__()
         self._batch = batch
 
     def model(self) -> nn.Module:
@@ -88,7 +89,8 @@ def mean_gradient(public: PublicState, rank: int) -> Reals:
     """Return what a party would send without any protection, as a gradient."""
     data = public.task.party_data(rank, public.job.parties.count)
     everything = np.arange(len(data[0]))
-    rows = record_gradients(public.model, data, public.task, everything, len(everything))
+    training = TrainingTable(rounds=1, microbatch=len(everything))
+    rows = record_gradients(public.model, data, public.task, everything, training)
     mean: Reals = -np.concatenate(list(rows)).mean(axis=0)
     return mean
 

@@ -118,7 +118,7 @@ def audit_noise(
     """
     chosen = NoiseSettings() if settings is None else settings
     _check(job)
-    task = ZeroTask(load_task(job.task), chosen.dim)
+    task = ZeroTask(load_task(job.task, job.task_options), chosen.dim)
     publics = [public_state(job, task) for _ in range(job.n_ranks)]
     plan, dim = publics[0].plan, publics[0].parameters.size
     watched = set(range(job.parties.count))

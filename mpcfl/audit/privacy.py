@@ -124,7 +124,8 @@ def run_with_canaries(job: Job, settings: CanarySettings) -> CanaryRun:
     held: dict[int, list[int]] = {party: [] for party in honest}
     for index in np.flatnonzero(included):
         held[honest[int(index) % len(honest)]].append(int(index))
-    task = CanaryTask(load_task(job.task), settings.canaries, held, job.privacy.clip_norm)
+    trained = load_task(job.task, job.task_options)
+    task = CanaryTask(trained, settings.canaries, held, job.privacy.clip_norm)
     publics = [public_state(audited, task) for _ in range(audited.n_ranks)]
     plan = publics[0].plan
     seen = watch_rounds(publics, settings.rounds, set(range(job.parties.colluding)))

@@ -5,19 +5,22 @@ What is measured here may be published: it depends on the public model and on pu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mpcfl.errors import ConfigError
-from mpcfl.learn.task import MeasuresOwnMetrics, Task
+from mpcfl.learn.task import MeasuresOwnMetrics, Records, Task
 
-# Test records per forward pass: bounds the memory of a wide model's activations.
-_BLOCK = 1024
+# Test records per forward pass: bounds the memory of a deep model's activations.
+_BLOCK = 64
 
 
-def evaluate(model: nn.Module, task: Task) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, task: Task, device: str = "cpu", records: Records | None = None
+) -> dict[str, float]:
     """Return the metrics of a model on the public test data.
 
     ``loss`` is the task's own loss of the whole test data as one batch, so it is a mean or a
@@ -30,14 +33,17 @@ def evaluate(model: nn.Module, task: Task) -> dict[str, float]:
     Args:
         model: left unchanged, its training mode included.
         task: gives the test data and the loss.
+        device: where the model computes its outputs, ``training.device``; a model on another
+            device than the CPU is copied there. Loss and metrics are computed on the CPU.
+        records: public ones to measure on in place of all test data, to try a model out.
 
     Raises:
         ConfigError: the test data are empty, or the loss is not a scalar.
     """
-    inputs, targets = task.test_data()
+    inputs, targets = task.test_data() if records is None else records
     if len(inputs) == 0:
         raise ConfigError("the task's test_data() returns no records; return at least one")
-    outputs = _outputs(model, inputs)
+    outputs = _outputs(model, inputs, torch.device(device))
     loss = task.loss(outputs, targets)
     if loss.ndim != 0:
         raise ConfigError(
@@ -59,14 +65,16 @@ def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
         raise ConfigError("the task's metrics() must return a dict of names and numbers") from error
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+def _outputs(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
     """Return the outputs for all inputs, computed as in use, not as in training."""
+    if device.type != "cpu":
+        model = copy.deepcopy(model).to(device)
     starts = range(0, len(inputs), _BLOCK)
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            return torch.cat([model(inputs[s : s + _BLOCK]) for s in starts])
+            return torch.cat([model(inputs[s : s + _BLOCK].to(device)).cpu() for s in starts])
     finally:
         # Module by module: a task may have set a part of its model to evaluation for good.
         for module, training in was_training.items():

@@ -4,8 +4,8 @@ Opacus draws its noise as floats from torch's generator; its secure mode needs a
 longer installs, and even there float noise shows the value beneath it (Mironov 2012). Here the
 clipped per-record gradients become integers under an exact norm bound, and the noise is drawn
 exactly on that grid from the operating system's bits: the stages that protect the distributed
-placement. What stays Opacus' own is the hooks that give every record its gradient, the order of a
-step, and the accountant, which serves as a cross-check of ours.
+placement. What stays Opacus' own is the hooks that give every record its gradient
+(`opacus_gradients.py`), the order of a step, and the accountant, a cross-check of ours.
 
 Assumes: the party itself is honest; whoever sees its parameters after a step is the adversary.
 Source: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1. This is the only module that imports
@@ -14,7 +14,6 @@ Opacus at its top, so it is imported where it is used.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -31,11 +30,10 @@ from mpcfl.dp.grid import Grid
 from mpcfl.dp.noise import add_noise, draw_noise_share
 from mpcfl.dp.quantize import dequantize_sum, quantize_rows, sum_levels
 from mpcfl.dp.sampler import BitSource
+from mpcfl.learn.opacus_gradients import with_hooks
 
 Matrix = NDArray[np.float64]
 IntVector = NDArray[np.int64]
-
-_HOOK_WARNING = "Full backward hook is firing"
 
 
 class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
@@ -100,26 +98,9 @@ class ExactOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         gradient = dequantize_sum(noised, self.grid).values
         ends = np.cumsum([parameter.numel() for parameter in self.params])
         for parameter, piece in zip(self.params, np.split(gradient, ends[:-1]), strict=True):
-            parameter.grad = torch.tensor(piece, dtype=parameter.dtype).view_as(parameter)
-
-    def record_rows(self, n_records: int) -> Matrix:
-        """Return the gradients that the last backward pass left, flat, and forget them.
-
-        Args:
-            n_records: how many records that pass had.
-
-        Returns:
-            One row per record, shape (n_records, dim), float64, in the order of the parameters.
-
-        Raises:
-            ValueError: some layer has no gradient for each record.
-        """
-        parts = [sample.reshape(len(sample), -1) for sample in self.grad_samples]
-        if any(len(part) != n_records for part in parts):
-            raise ValueError("a layer takes something else than records as its first dimension")
-        rows: Matrix = torch.cat(parts, dim=1).double().numpy()
-        self.zero_grad(set_to_none=True)
-        return rows
+            parameter.grad = torch.tensor(
+                piece, dtype=parameter.dtype, device=parameter.device
+            ).view_as(parameter)
 
 
 class ExactEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus has no types
@@ -147,31 +128,9 @@ class ExactEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus has no types
             learning_rate: of plain gradient descent.
             bits: for tests only.
         """
-        _ignore_hook_warning()
-        module = self._prepare_model(model, loss_reduction="sum")
-        module.forbid_grad_accumulation()
+        module = with_hooks(model)
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = ExactOptimizer(torch.optim.SGD(trainable, lr=learning_rate), grid, bits)
         hook = self.accountant.get_optimizer_hook_fn(sample_rate=grid.plan.sample_rate)
         optimizer.attach_step_hook(hook)
         return module, optimizer
-
-
-def _ignore_hook_warning() -> None:
-    """Silence torch on a first layer whose inputs need no gradient, as with every first layer."""
-    # Once only: parties that are threads share the filters, and adding one takes it away first.
-    # A filter's text is a pattern, or None for any.
-    if _HOOK_WARNING not in [getattr(text, "pattern", None) for _, text, *_ in warnings.filters]:
-        warnings.filterwarnings("ignore", _HOOK_WARNING, UserWarning)
-
-
-def forget_pass(module: nn.Module) -> None:
-    """Drop what Opacus' hooks keep of a pass that failed half-way."""
-    for layer in module.modules():
-        layer.__dict__.pop("activations", None)
-        layer.__dict__.pop("max_batch_len", None)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.__dict__.pop("_current_grad_sample", None)
-            parameter.grad_sample = None  # type: ignore[attr-defined]  # Opacus' attribute
-            parameter._forward_counter = 0  # type: ignore[attr-defined]  # Opacus' attribute

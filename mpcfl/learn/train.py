@@ -25,9 +25,13 @@ from torch.func import functional_call, grad, vmap
 
 from mpcfl.config import TrainingTable
 from mpcfl.errors import ConfigError
-from mpcfl.learn.blocks import RecordBlocks
-from mpcfl.learn.model import Vector, flat_parameters
-from mpcfl.learn.task import Records, Task
+from mpcfl.learn.blocks import Gradients, RecordBlocks, rows_at_once
+from mpcfl.learn.device import check_device, secret_device_generator
+from mpcfl.learn.model import flat_change, flat_rows, trainable_size
+from mpcfl.learn.opacus_check import OpacusUse, check_layers, check_one_by_one, check_rows
+from mpcfl.learn.opacus_gradients import OneByOne, OpacusGradients, gradient_copy, with_hooks
+from mpcfl.learn.proximal import hold_back
+from mpcfl.learn.task import Records, Task, example_records
 
 Matrix = NDArray[np.float64]
 _Tensors = dict[str, Tensor]
@@ -46,7 +50,7 @@ def local_update(
         data: this party's records, at least one.
         task: gives the loss.
         training: ``local_steps``, ``batch_size`` (all records, if it is larger) and
-            ``learning_rate`` of plain gradient descent.
+            ``learning_rate`` of plain gradient descent, ``proximal_mu`` and ``device``.
         round_id: index of the round, from 0.
 
     Returns:
@@ -55,17 +59,20 @@ def local_update(
     Privacy: depends on all of the party's records; the party is the unit.
     """
     inputs, targets = data
-    local_model = copy.deepcopy(model).train()
+    device = torch.device(training.device)
+    local_model = copy.deepcopy(model).train().to(device)
     trainable = [p for p in local_model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=training.learning_rate)
+    hold_back(optimizer, model, training.proximal_mu)
     for step in range(training.local_steps):
         batch = _batch(len(inputs), training.batch_size, round_id * training.local_steps + step)
         optimizer.zero_grad()
-        loss = task.loss(local_model(inputs[batch]), targets[batch])
+        loss = task.loss(local_model(inputs[batch].to(device)), targets[batch].to(device))
         torch.autograd.backward(loss)
         optimizer.step()
-    update: Vector = flat_parameters(local_model) - flat_parameters(model)
-    return update[np.newaxis]
+    # The gradients are let go before the update takes its room.
+    optimizer.zero_grad(set_to_none=True)
+    return flat_change(local_model, model)[np.newaxis]
 
 
 def _batch(n_records: int, batch_size: int, step: int) -> Tensor:
@@ -75,7 +82,7 @@ def _batch(n_records: int, batch_size: int, step: int) -> Tensor:
 
 
 def record_gradients(
-    model: nn.Module, data: Records, task: Task, sample: NDArray[np.int64], microbatch: int
+    model: nn.Module, data: Records, task: Task, sample: NDArray[np.int64], training: TrainingTable
 ) -> Iterator[Matrix]:
     """Yield the negative gradient of each sampled record's loss, unclipped.
 
@@ -84,8 +91,10 @@ def record_gradients(
         data: this party's records.
         task: gives the loss.
         sample: indices of the sampled records, shape (sampled,), int64; may be empty.
-        microbatch: most records whose gradients are held at a time; bounds the memory by
-            about microbatch x dim x 12 bytes and changes nothing else.
+        training: ``gradients`` and ``device`` say how and where. ``microbatch`` is the most
+            records whose gradients are held at a time. That takes about microbatch x dim x 12
+            bytes, but never more than 64 MiB, or one record's, whatever it is; it changes
+            nothing else.
 
     Yields:
         Blocks of shape (k, dim), float64, k <= microbatch: one row per sampled record, in
@@ -95,22 +104,41 @@ def record_gradients(
     to what). A record on which the model or the loss fails becomes a row of NaN, which the clip
     stage turns into zero.
     """
-    inputs, targets = task.test_data()
+    inputs, targets = example_records(task)
     blocks = RecordBlocks(
-        gradients=_gradient_function(model, task),
+        gradients=_row_function(model, task, training),
         stand_in=(inputs[:1], targets[:1]),
-        dim=flat_parameters(model).size,
-        microbatch=microbatch,
+        dim=trainable_size(model),
+        microbatch=training.microbatch,
     )
     yield from blocks.of_sample(data, sample)
 
 
-def _gradient_function(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor], Matrix]:
+def _row_function(model: nn.Module, task: Task, training: TrainingTable) -> Gradients:
     """Return a function from k inputs and targets to negative gradients, (k, dim), float64."""
-    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    device = torch.device(training.device)
+    if training.gradients == "vmap":
+        return _gradient_function(model, task, device)
+    copied = gradient_copy(model, device)
+    if rows_at_once(training.microbatch, trainable_size(model)) == 1:
+        gradients: Gradients = OneByOne(copied, task, device)
+    else:
+        gradients = OpacusGradients(with_hooks(copied), task, device)
+
+    def rows(records: Tensor, record_targets: Tensor) -> Matrix:
+        flat = gradients(records, record_targets)
+        return np.negative(flat, out=flat)
+
+    return rows
+
+
+def _gradient_function(model: nn.Module, task: Task, device: torch.device) -> Gradients:
+    """Return the function of `_row_function` that torch.func makes of the model."""
+    values = {n: p.detach().to(device) for n, p in model.named_parameters()}
+    parameters = {n: values.pop(n) for n, p in model.named_parameters() if p.requires_grad}
+    frozen = values
     # Copies, so that a layer which writes to a buffer can't change the global model.
-    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+    buffers = {n: b.detach().clone().to(device) for n, b in model.named_buffers()}
 
     def record_loss(values: _Tensors, record: Tensor, target: Tensor) -> Tensor:
         state = (values, frozen, buffers)
@@ -123,43 +151,77 @@ def _gradient_function(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor
     )
 
     def rows(records: Tensor, record_targets: Tensor) -> Matrix:
-        by_name = per_record(parameters, records, record_targets)
-        flat = torch.cat([value.reshape(len(records), -1) for value in by_name.values()], dim=1)
         # In place: at this size a second copy counts.
-        matrix: Matrix = flat.double().neg_().numpy()
-        return matrix
+        with secret_device_generator(device):
+            by_name = per_record(parameters, records.to(device), record_targets.to(device))
+        gradients = list(by_name.values())
+        by_name.clear()
+        flat = flat_rows(gradients, len(records))
+        return np.negative(flat, out=flat)
 
     return rows
 
 
-def check_record_gradients(model: nn.Module, task: Task) -> None:
-    """Try per-record gradients on two public test records, before any private one is read.
+def check_record_gradients(
+    model: nn.Module, task: Task, training: TrainingTable | None = None
+) -> None:
+    """Try per-record gradients on a few public test records, before any private one is read.
 
     A model that fails does so here, where torch's own words may be shown, and at all
     parties alike.
 
+    Args:
+        model: the global model; left unchanged.
+        task: gives the loss and the test records.
+        training: as for `record_gradients`; by default as `[training]` is by default.
+
     Raises:
-        ConfigError: torch.func can't differentiate the model or the loss record by record.
+        BackendUnavailable: Opacus is asked for, and not installed.
+        ConfigError: the model or the loss can't be differentiated record by record in this way,
+            or the device is not there.
     """
-    inputs, targets = task.test_data()
+    training = TrainingTable(rounds=1) if training is None else training
+    check_device(training.device)
+    if training.gradients == "opacus":
+        _check_opacus(model, task, training)
+        return
+    inputs, targets = example_records(task)
     try:
-        _gradient_function(model, task)(inputs[:2], targets[:2])
+        some = rows_at_once(2, trainable_size(model))
+        _row_function(model, task, training)(inputs[:some], targets[:some])
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             "the task's model or loss can't be differentiated record by record; keep to "
             "operations that torch.func.vmap supports (no .item(), no branch on values, no "
-            f'recurrent layer), or set privacy.unit = "party" (torch says: {reason})'
+            'recurrent layer), or set training.gradients = "opacus", as most language models '
+            f'need, or privacy.unit = "party" (torch says: {reason})'
         ) from error
+
+
+def _check_opacus(model: nn.Module, task: Task, training: TrainingTable) -> None:
+    """Refuse what Opacus can't differentiate, or with one record at a time what just fails."""
+    at_once = rows_at_once(training.microbatch, trainable_size(model))
+    use = OpacusUse(
+        instead='set training.microbatch = 1, or training.gradients = "vmap"',
+        device=torch.device(training.device),
+        at_once=at_once,
+    )
+    if at_once == 1:
+        check_one_by_one(model, task, use)
+        return
+    check_layers(model, 'training.gradients = "opacus"')
+    check_rows(model, task, use)
 
 
 def check_local_update(model: nn.Module, task: Task, training: TrainingTable) -> None:
     """Try local training on two public test records, before any private one is read.
 
     Raises:
-        ConfigError: it fails, with torch's reason.
+        ConfigError: it fails, with torch's reason, or the device is not there.
     """
-    inputs, targets = task.test_data()
+    check_device(training.device)
+    inputs, targets = example_records(task)
     try:
         local_update(model, (inputs[:2], targets[:2]), task, training, round_id=0)
     except Exception as error:
@@ -180,4 +242,4 @@ def local_update_or_nan(
     try:
         return local_update(model, data, task, training, round_id)
     except Exception:  # noqa: BLE001 - foreign code on private records
-        return np.full((1, flat_parameters(model).size), np.nan)
+        return np.full((1, trainable_size(model)), np.nan)

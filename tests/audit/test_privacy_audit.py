@@ -26,7 +26,7 @@ from mpcfl.audit.privacy import (
 )
 from mpcfl.audit.session import Seen
 from mpcfl.audit.verdict import AuditReport
-from mpcfl.config import Job, parse_job
+from mpcfl.config import Job, TrainingTable, parse_job
 from mpcfl.dp.clip import clip_rows
 from mpcfl.dp.noise import NoiseShare, draw_noise_share
 from mpcfl.dp.noise_plan import NoisePlan
@@ -36,6 +36,8 @@ from mpcfl.learn.tasks.digits import DigitsTask
 from mpcfl.learn.train import record_gradients
 
 SMALL = CanarySettings(canaries=500, rounds=2)
+
+EIGHT = TrainingTable(rounds=1, microbatch=8)
 
 
 def job_of(parties: int = 4, backend: str = "plain", **privacy: Any) -> Job:
@@ -160,16 +162,18 @@ def test_a_canary_pulls_one_axis_and_real_records_none_of_these() -> None:
     n_real = len(real.party_data(1, 4)[0])
     sample = np.arange(n_real, n_real + 2)
     assert len(records[0]) == n_real + 2
-    canaries = np.concatenate(list(record_gradients(model, records, task, sample, 8)))
+    canaries = np.concatenate(list(record_gradients(model, records, task, sample, EIGHT)))
     clipped, _ = clip_rows(canaries, 1.0)
     expected = np.zeros((2, canaries.shape[1]))
     expected[0, 0] = expected[1, 3] = 1.0
     np.testing.assert_allclose(clipped, expected, atol=2e-9)
 
     ordinary = np.arange(10)
-    found = np.concatenate(list(record_gradients(model, records, task, ordinary, 8)))
+    found = np.concatenate(list(record_gradients(model, records, task, ordinary, EIGHT)))
     plain = initial_model(real, seed=0)
-    wanted = np.concatenate(list(record_gradients(plain, real.party_data(1, 4), real, ordinary, 8)))
+    wanted = np.concatenate(
+        list(record_gradients(plain, real.party_data(1, 4), real, ordinary, EIGHT))
+    )
     np.testing.assert_array_equal(found[:, :5], 0.0)
     # The same float32 operations, in batches of another layout.
     np.testing.assert_allclose(found[:, 5:], wanted, atol=1e-5)

@@ -51,7 +51,7 @@ def train(job: Job, task: Task, rounds: int) -> dict[str, float]:
         for party in range(job.parties.count):
             data = task.party_data(party, job.parties.count)
             sample = np.arange(len(data[0]), dtype=np.int64)
-            for rows in record_gradients(model, data, task, sample, job.training.microbatch):
+            for rows in record_gradients(model, data, task, sample, job.training):
                 norms = np.linalg.norm(rows, axis=1, keepdims=True)
                 total += (rows * np.minimum(1.0, job.privacy.clip_norm / norms)).sum(axis=0)
         assert job.privacy.records is not None

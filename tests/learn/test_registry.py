@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from mpcfl.learn import registry
 from mpcfl.learn.registry import load_task, task_names
 from mpcfl.learn.tasks.digits import DigitsTask
 
-BUILT_IN = {"toy", "digits", "breast-cancer", "mnist5k"}
+BUILT_IN = {"toy", "digits", "breast-cancer", "mnist5k", "imdb"}
 
 
 @pytest.fixture
@@ -99,6 +100,88 @@ def test_broken_module_becomes_one_sentence(module: Path, source: str, message: 
     module.write_text(source, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_task("own_task_module:T")
+
+
+OPTIONED = """
+class Strict:
+    def __init__(self, folder="here", *, size=3):
+        self.taken = (folder, size)
+
+    def model(self): ...
+    def party_data(self, party, n_parties): ...
+    def test_data(self): ...
+    def loss(self, outputs, targets): ...
+
+
+class Open(Strict):
+    def __init__(self, **options):
+        self.taken = options
+
+
+class Needy(Strict):
+    def __init__(self, folder):
+        self.taken = folder
+
+
+class Positional(Strict):
+    def __init__(self, first=1, /, *rest):
+        self.taken = (first, rest)
+
+
+class Plain(Strict):
+    def __init__(self):
+        self.taken = ()
+
+
+class Choosy(Strict):
+    def __init__(self, size=3):
+        from mpcfl.errors import ConfigError
+        raise ConfigError("task_options.size = 4 is too much; write 3")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "taken"),
+    [
+        ("Strict", {}, ("here", 3)),
+        ("Strict", {"size": 4}, ("here", 4)),
+        ("Strict", {"folder": "there", "size": 0.5}, ("there", 0.5)),
+        ("Open", {"anything": True}, {"anything": True}),
+        ("Needy", {"folder": "x"}, "x"),
+        ("Positional", {}, (1, ())),
+        ("Plain", {}, ()),
+    ],
+)
+def test_options_are_the_keyword_arguments_of_the_class(
+    module: Path, name: str, options: dict[str, Any], taken: object
+) -> None:
+    module.write_text(OPTIONED, encoding="utf-8")
+    task: Any = load_task(f"own_task_module:{name}", options)
+    assert task.taken == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "words"),
+    [
+        ("Strict", "siez", "task_options.siez: .* has no such option; did you mean size?"),
+        ("Strict", "zzz", "task_options.zzz: .* has no such option; it takes folder, size"),
+        ("Plain", "size", "task_options.size: .* has no such option; it takes no options"),
+        ("Positional", "first", "task_options.first: .* has no such option; it takes no options"),
+        ("Positional", "rest", "task_options.rest: .* has no such option; it takes no options"),
+        ("Choosy", "size", "^task_options.size = 4 is too much; write 3$"),
+    ],
+)
+def test_an_option_that_the_class_does_not_take_is_refused_by_its_name(
+    module: Path, name: str, option: str, words: str
+) -> None:
+    module.write_text(OPTIONED, encoding="utf-8")
+    with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+        load_task(f"own_task_module:{name}", {option: 4})
+
+
+def test_a_built_in_task_refuses_an_option_that_it_does_not_know() -> None:
+    with pytest.raises(ConfigError, match=r'task_options\.splitt: task "digits" .* mean split\?'):
+        load_task("digits", {"splitt": "iid"})
 
 
 class _Entry:

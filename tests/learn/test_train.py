@@ -24,6 +24,10 @@ RECORDS, CLASSES = 11, 3
 FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
 
 
+def at_once(microbatch: int) -> TrainingTable:
+    return TrainingTable(rounds=1, microbatch=microbatch)
+
+
 class ModelTask:
     """Any model on made-up data; inputs are floats, or token numbers for embeddings."""
 
@@ -103,7 +107,7 @@ def gradients_by_loop(model: nn.Module, task: ModelTask, sample: np.ndarray) -> 
 
 def all_blocks(model: nn.Module, task: ModelTask, microbatch: int) -> np.ndarray:
     data = task.party_data(0, 1)
-    return np.concatenate(list(record_gradients(model, data, task, SAMPLE, microbatch)))
+    return np.concatenate(list(record_gradients(model, data, task, SAMPLE, at_once(microbatch))))
 
 
 def test_record_gradients_equal_a_loop_of_autograd(task: ModelTask) -> None:
@@ -121,7 +125,7 @@ def test_record_gradients_equal_a_loop_of_autograd(task: ModelTask) -> None:
 def test_microbatch_size_changes_only_the_blocks(task: ModelTask, microbatch: int) -> None:
     model = initial_model(task, seed=2)
     data = task.party_data(0, 1)
-    blocks = list(record_gradients(model, data, task, SAMPLE, microbatch))
+    blocks = list(record_gradients(model, data, task, SAMPLE, at_once(microbatch)))
     assert max(len(block) for block in blocks) <= microbatch
     expected = all_blocks(model, task, microbatch=256)
     tolerance = 100 * FLOAT32_EPSILON * max(1.0, np.abs(expected).max())
@@ -144,7 +148,7 @@ def test_record_gradients_leave_the_model_unchanged(task: ModelTask) -> None:
 def test_empty_sample_yields_nothing(task: ModelTask) -> None:
     model = initial_model(task, seed=2)
     empty = np.array([], dtype=np.int64)
-    assert list(record_gradients(model, task.party_data(0, 1), task, empty, 4)) == []
+    assert list(record_gradients(model, task.party_data(0, 1), task, empty, at_once(4))) == []
 
 
 def test_record_that_is_not_finite_spoils_its_own_row_only() -> None:
