@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mpcfl.learn.task import Records
-from mpcfl.learn.tasks.split import Split, fixed_split, strided_shard
+from mpcfl.learn.tasks.split import PartySplit, Split, fixed_split, party_shard
 
 TEST_RECORDS = 114
 # Least and greatest value of each feature as the data set's own description publishes them
@@ -46,13 +46,20 @@ def _split() -> Split:
 class BreastCancerTask:
     """Tell benign (1) from malignant (0) by logistic regression: 31 parameters."""
 
+    # Of a subclass that takes no options and has an __init__ of its own, too.
+    _split = PartySplit()
+
+    def __init__(self, *, split: str = "iid", concentration: float | None = None) -> None:
+        """Take the task options: how the training records are dealt out (`PartySplit`)."""
+        self._split = PartySplit(split, concentration)
+
     def model(self) -> nn.Module:
         """Return a linear model from 30 features to one logit."""
         return nn.Linear(30, 1)
 
     def party_data(self, party: int, n_parties: int) -> Records:
         """Return the party's shard: features in [-1, 1], shape (records, 30), and labels."""
-        return strided_shard(_split().train, party, n_parties)
+        return party_shard(_split().train, party, n_parties, self._split)
 
     def test_data(self) -> Records:
         """Return the 114 public test records."""

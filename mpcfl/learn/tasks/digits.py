@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mpcfl.learn.task import Records
-from mpcfl.learn.tasks.split import Split, fixed_split, strided_shard
+from mpcfl.learn.tasks.split import PartySplit, Split, fixed_split, party_shard
 
 TEST_RECORDS = 360
 # A pixel counts the dark points of a 4 x 4 square, 0 to 16: the data set's definition, not
@@ -31,13 +31,20 @@ def _split() -> Split:
 class DigitsTask:
     """Tell ten digits apart by softmax regression: 650 parameters."""
 
+    # Of a subclass that takes no options and has an __init__ of its own, too.
+    _split = PartySplit()
+
+    def __init__(self, *, split: str = "iid", concentration: float | None = None) -> None:
+        """Take the task options: how the training records are dealt out (`PartySplit`)."""
+        self._split = PartySplit(split, concentration)
+
     def model(self) -> nn.Module:
         """Return a linear model from 64 pixels to 10 classes."""
         return nn.Linear(64, 10)
 
     def party_data(self, party: int, n_parties: int) -> Records:
         """Return the party's shard: pixels in [-1, 1], shape (records, 64), and labels."""
-        return strided_shard(_split().train, party, n_parties)
+        return party_shard(_split().train, party, n_parties, self._split)
 
     def test_data(self) -> Records:
         """Return the 360 public test records."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mpcfl.learn.task import Records
-from mpcfl.learn.tasks.split import Split, fixed_split, strided_shard
+from mpcfl.learn.tasks.split import PartySplit, Split, fixed_split, party_shard
 
 TEST_RECORDS = 1000
 _PIXEL_MAX = np.float32(255.0)
@@ -34,13 +34,20 @@ def _split() -> Split:
 class Mnist5kTask:
     """Tell ten digits apart by softmax regression: 7,850 parameters."""
 
+    # Of a subclass that takes no options and has an __init__ of its own, too.
+    _split = PartySplit()
+
+    def __init__(self, *, split: str = "iid", concentration: float | None = None) -> None:
+        """Take the task options: how the training records are dealt out (`PartySplit`)."""
+        self._split = PartySplit(split, concentration)
+
     def model(self) -> nn.Module:
         """Return a linear model from 784 pixels to 10 classes."""
         return nn.Linear(784, 10)
 
     def party_data(self, party: int, n_parties: int) -> Records:
         """Return the party's shard: pixels in [0, 1], shape (records, 784), and labels."""
-        return strided_shard(_split().train, party, n_parties)
+        return party_shard(_split().train, party, n_parties, self._split)
 
     def test_data(self) -> Records:
         """Return the 1,000 public test records."""
