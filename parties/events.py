@@ -53,6 +53,20 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Preparing:
+    """Something takes long before the run can begin: what, and how much of it is there."""
+
+    kind: ClassVar[str] = "preparing"
+    what: str
+    done: int
+    total: int
+
+    def line(self) -> str:
+        """Return the event as text."""
+        return f"preparing {self.what}: {self.done} of {self.total} (kept for the next run)"
+
+
+@dataclass(frozen=True, slots=True)
 class RoundDone:
     """A round's sum was opened and applied."""
 
@@ -159,9 +173,9 @@ def figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-Event = Started | RoundDone | Lost | Stopped | Ended | Failed
+Event = Preparing | Started | RoundDone | Lost | Stopped | Ended | Failed
 _KINDS: dict[str, type[Event]] = {
-    kind.kind: kind for kind in (Started, RoundDone, Lost, Stopped, Ended, Failed)
+    kind.kind: kind for kind in (Preparing, Started, RoundDone, Lost, Stopped, Ended, Failed)
 }
 
 

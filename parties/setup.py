@@ -14,6 +14,9 @@ from mpcfl.dp.heads import SeenHeads
 from mpcfl.dp.ledger import Budget, Ledger
 from mpcfl.dp.plan import View
 from mpcfl.errors import ConfigError, MpcflError
+from mpcfl.learn.block_cache import TellProgress, ignore_progress
+from mpcfl.learn.registry import load_task
+from mpcfl.learn.task import Prepares
 from mpcfl.parties.key_share import NO_KEY_FILES, KeyFiles, backend_of
 from mpcfl.parties.rules import rank_names
 from mpcfl.round import PartyData, PublicState, party_data, public_state
@@ -82,13 +85,27 @@ class Rank:
         return Budget(plan.epsilon(view=self.view) if exposed else privacy.epsilon, privacy.delta)
 
 
-def make_rank(job: Job, number: int, files: KeyFiles = NO_KEY_FILES) -> Rank:
+def make_rank(
+    job: Job,
+    number: int,
+    files: KeyFiles = NO_KEY_FILES,
+    progress: TellProgress = ignore_progress,
+) -> Rank:
     """Load what this rank needs: the public state, and at a data party its key share and data.
+
+    Args:
+        job: the run.
+        number: of this party.
+        files: its key share.
+        progress: is told of what takes long.
 
     Raises:
         MpcflError: something is missing or wrong; the text names it and the remedy.
     """
-    public = public_state(job)
+    task = load_task(job.task, job.task_options)
+    if isinstance(task, Prepares):
+        task.prepare(progress)
+    public = public_state(job, task)
     open_backend, key = backend_of(job, number, files)
     if number >= job.parties.count:
         return Rank(number, public, open_backend, None, key=key)

@@ -1,15 +1,21 @@
 """A task: what is learned, from which data, measured how. The plug point for users' own.
 
 A user's own task is a class with the four methods of `Task`, named in the job as
-``task = "package.module:TaskClass"``; it is called without arguments at every party.
+``task = "package.module:TaskClass"``; it is called with the job's ``task_options`` as keyword
+arguments at every party. What else it may have is below, one protocol for each.
 How to write one: `docs/tasks.md`. Contract test: `tests/contract/test_task.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
+
+from mpcfl.config import OptionValue
+from mpcfl.learn.block_cache import TellProgress
 
 # Inputs, shape (records, ...), and targets, shape (records, ...), row by row.
 Records: TypeAlias = tuple[Tensor, Tensor]
@@ -55,7 +61,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class MeasuresOwnMetrics(Protocol):
-    """An optional fifth method of a task; it replaces the accuracy that mpcfl reports."""
+    """An optional method of a task; it replaces the accuracy that mpcfl reports."""
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Return named figures of the public test data.
@@ -65,3 +71,62 @@ class MeasuresOwnMetrics(Protocol):
             targets: the test targets, shape (records, ...).
         """
         ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """An optional method of a task whose data take long to get ready."""
+
+    def prepare(self, progress: TellProgress) -> None:
+        """Download, tokenize, precompute: whatever is to be done once and kept.
+
+        Called at every party before it waits for any other; `block_cache.py` has several ranks
+        of one machine share the work.
+
+        Args:
+            progress: to be told what is made, and how many of how many pieces are there. Public.
+        """
+        ...
+
+
+@runtime_checkable
+class HasExamples(Protocol):
+    """An optional method of a task whose test data take long to load."""
+
+    def examples(self) -> Records:
+        """Return two public or made-up records, of the shapes and types of all others.
+
+        A model is tried on them before any private record is read, and by ``mpcfl plan``.
+        """
+        ...
+
+
+@runtime_checkable
+class DescribesModel(Protocol):
+    """An optional method of a task; what it says goes into `run.json` and the report."""
+
+    def about(self) -> Mapping[str, OptionValue]:
+        """Return public facts: which base the model has, from which data set."""
+        ...
+
+
+@runtime_checkable
+class SavesModel(Protocol):
+    """An optional method of a task whose models have a usual form on disk."""
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the final model into a folder, beside ``model.pt``, which every run has.
+
+        Args:
+            model: public.
+            folder: to be made, or written over where a run is resumed.
+        """
+        ...
+
+
+def example_records(task: Task) -> Records:
+    """Return two public records to try a model on."""
+    if isinstance(task, HasExamples):
+        return task.examples()
+    inputs, targets = task.test_data()
+    return inputs[:2], targets[:2]

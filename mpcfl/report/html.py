@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpcfl.report import chart, page, threat_model
+from mpcfl.report import chart, overhead, page, threat_model
 from mpcfl.report.atomic import write_atomically
 from mpcfl.report.run_record import PrivacyRecord, RoundRecord, RunRecord
 from mpcfl.report.units import bytes_text, epsilon_text, seconds_text
@@ -39,7 +39,7 @@ def run_report(record: RunRecord) -> str:
         _mapping("The job", "The job is empty.", record.job),
         _rounds(record.rounds),
         _mapping("Versions", "No versions were recorded.", record.versions),
-        page.section("Model", page.paragraph(f"SHA-256 of model.pt: {record.model_sha256}")),
+        _model(record),
     ]
     return page.page(title, lead, parts)
 
@@ -65,9 +65,11 @@ def _progress(record: RunRecord) -> str:
     x = [r.round for r in rounds]
     charts = {}
     for name, label in (("accuracy", "Accuracy on public test data"), ("loss", "Loss")):
-        heights = [getattr(r, name) for r in rounds]
-        if any(height is not None for height in heights):
-            charts[label] = chart.line_chart(x, {name: heights}, ("round", name))
+        measured = [r for r in rounds if getattr(r, name) is not None]
+        if measured:
+            heights = [getattr(r, name) for r in measured]
+            numbers = [r.round for r in measured]
+            charts[label] = chart.line_chart(numbers, {name: heights}, ("round", name))
     spent = [r.epsilon for r in rounds]
     if any(epsilon is not None for epsilon in spent):
         planned = record.privacy.epsilon_planned
@@ -78,6 +80,24 @@ def _progress(record: RunRecord) -> str:
             limit=None if planned is None else ("planned", planned),
         )
     return page.section("Learning and privacy over the rounds", page.figures(charts))
+
+
+def _model(record: RunRecord) -> str:
+    """Return what was trained and so travelled, and what the task says of it."""
+    parts = [page.paragraph(f"SHA-256 of model.pt: {record.model_sha256}")]
+    if record.model is not None:
+        trained = sum(record.model.trained.values())
+        words = (
+            f"Only what is trained travels, protected: {trained:,} values of these parameters. "
+            f"{record.model.frozen:,} other values of the model are frozen, public and equal at "
+            "all parties."
+        )
+        rows = [(name, f"{size:,}") for name, size in record.model.trained.items()]
+        table = page.table(("parameter", "values"), rows, numbers=frozenset({1}))
+        facts = [(name, str(value)) for name, value in record.model.about.items()]
+        about = page.table(("of the model", ""), facts) if facts else ""
+        parts = [*parts, about, page.paragraph(words), page.folded("What is trained", table)]
+    return page.section("Model", *parts)
 
 
 def _cost(rounds: tuple[RoundRecord, ...]) -> str:
@@ -97,7 +117,31 @@ def _cost(rounds: tuple[RoundRecord, ...]) -> str:
     )
     peak_bytes = max(record.peak_rss_bytes for record in rounds)
     peak = page.paragraph(f"Peak memory of the party that wrote this: {bytes_text(peak_bytes)}.")
-    return page.section("Time and bytes", page.figures(charts), peak)
+    return page.section("Time and bytes", page.figures(charts), peak, *_overhead(rounds))
+
+
+def _overhead(rounds: tuple[RoundRecord, ...]) -> tuple[str, ...]:
+    """Return what each stage took, and what protection took of it."""
+    costs = overhead.stage_costs([r.seconds for r in rounds])
+    if not costs:
+        return ()
+    rows = [
+        (cost.stage, *_cost_cells(cost), "protection" if cost.is_protection else "learning")
+        for cost in costs
+    ]
+    rows.append(("all of protection", *_cost_cells(overhead.protection(costs)), "protection"))
+    headings = ("stage", "seconds, median round", "% of training", "what it is for")
+    words = (
+        "Stages of learning are those that plain federated averaging has as well; all others are "
+        "the price of protection. Where parties meet (agree, aggregate, open), the wait for the "
+        "slowest one is counted too."
+    )
+    table = page.table(headings, rows, numbers=frozenset({1, 2}))
+    return page.paragraph(words), table
+
+
+def _cost_cells(cost: overhead.StageCost) -> tuple[str, str]:
+    return seconds_text(cost.seconds), overhead.percent_text(cost.percent)
 
 
 def _privacy(record: RunRecord) -> str:

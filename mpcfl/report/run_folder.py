@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "model.pt"
 
     @property
+    def saved_model(self) -> Path:
+        """The last model in the form of its ecosystem, where the task has one."""
+        return self.path / "model"
+
+    @property
     def report_html(self) -> Path:
         """The page for people."""
         return self.path / "report.html"

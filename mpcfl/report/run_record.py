@@ -85,6 +85,23 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What is trained, and so travels in the sum; everything else is public and stays.
+
+    Attributes:
+        trained: number of values of each trained parameter, by name, in the order of the sum.
+        frozen: values of the model that are not trained.
+        about: what the task says of the model.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
+
+    trained: Mapping[str, int]
+    frozen: int
+    about: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """One run, from its job to the hash of its model.
 
@@ -95,6 +112,7 @@ class RunRecord:
         stopped_early: None, or why the run ended before its last round.
         plan: the noise plan's fields; empty without privacy.
         epsilon_by_party: what each party's ledger says, by name, after the last round.
+        model: what of the model is trained; None in records of earlier versions.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _EXACT_KEYS
@@ -112,6 +130,7 @@ class RunRecord:
     stopped_early: str | None
     plan: Mapping[str, Any]
     epsilon_by_party: Mapping[str, float] = field(default_factory=dict)
+    model: ModelRecord | None = None
 
     def to_json(self) -> str:
         """Return the record as JSON; infinite and undefined numbers become null."""

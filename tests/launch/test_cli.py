@@ -21,7 +21,7 @@ from mpcfl.launch.cli import app
 from mpcfl.launch.jobs import find_job, packaged_jobs
 from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome
-from mpcfl.parties.events import Ended, Failed, RoundDone, Started, Stopped
+from mpcfl.parties.events import Ended, Failed, Preparing, RoundDone, Started, Stopped
 
 COMMANDS = ("run", "plan", "doctor", "keygen", "identity", "bench", "ledger", "audit")
 
@@ -64,7 +64,7 @@ def test_every_command_has_help_json_and_debug(command: str) -> None:
 @pytest.mark.parametrize("name", packaged_jobs())
 def test_packaged_jobs_are_valid_and_plan(name: str) -> None:
     job = load_job(find_job(name))
-    assert job.task == name
+    assert name == job.task or name.startswith(f"{job.task}-")
     result = invoke("plan", name, "--json")
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
@@ -203,3 +203,39 @@ def test_a_run_is_shown_live_in_a_terminal_and_as_lines_elsewhere(terminal: bool
         assert words in text
     assert "not shown here" not in text
     assert ("\x1b[" in text) == terminal
+
+
+MEASURED_NOW_AND_THEN = [
+    RoundDone(1, 3, 2, 0.5, 4.0, {}, {"train": 0.1}, 4096),
+    RoundDone(2, 3, 2, 0.6, 4.0, {"loss": 1.5, "accuracy": 0.25}, {"train": 0.1}, 4096),
+    RoundDone(3, 3, 2, 0.7, 4.0, {}, {"train": 0.1}, 4096),
+]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("events", [MEASURED_NOW_AND_THEN, MEASURED_NOW_AND_THEN[:1]])
+def test_rounds_that_are_not_measured_are_shown_without_figures(
+    terminal: bool, events: list[RoundDone]
+) -> None:
+    stream = io.StringIO()
+    with live_view(Console(file=stream, force_terminal=terminal, width=160)) as show:
+        for event in events:
+            show(event)
+    text = stream.getvalue()
+    assert ("accuracy" in text) is ("0.2500" in text) is (len(events) > 1)
+    for event in events:
+        assert f"{event.epsilon:.4f}" in text
+    assert "None" not in text
+    assert "not finite" not in text
+    if terminal and len(events) > 1:
+        # The figures stand in their own columns, whichever round is the last.
+        table = [line.split() for line in text.splitlines() if "1.5000" in line][-1]
+        assert table[:6] == ["2", "2", "0.6000", "4", "1.5000", "0.2500"]
+
+
+def test_what_is_made_ready_is_told_before_the_run() -> None:
+    for terminal in (False, True):
+        stream = io.StringIO()
+        with live_view(Console(file=stream, force_terminal=terminal, width=160)) as show:
+            show(Preparing("features of the texts", 3, 10))
+        assert "preparing features of the texts: 3 of 10" in stream.getvalue()

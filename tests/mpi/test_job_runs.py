@@ -219,8 +219,9 @@ def test_run_json_has_the_agreed_keys(digits: JobRun) -> None:
     record = digits.record
     assert set(record) == {
         *("schema", "job", "backend", "parties", "dim", "privacy", "metrics", "rounds"),
-        *("model_sha256", "versions", "stopped_early", "plan", "epsilon_by_party"),
+        *("model_sha256", "versions", "stopped_early", "plan", "epsilon_by_party", "model"),
     }
+    assert record["model"]["trained"] == {"weight": 640, "bias": 10}
     assert set(record["epsilon_by_party"].values()) == {record["privacy"]["epsilon"]}
     assert set(record["privacy"]) == {
         *("unit", "epsilon", "epsilon_planned", "epsilon_single", "epsilon_outsider"),
