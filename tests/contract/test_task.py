@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +15,10 @@ from mpcfl.learn.model import check_model, initial_model, model_digest
 from mpcfl.learn.registry import load_task, task_names
 from mpcfl.learn.task import Records, Task
 from mpcfl.learn.train import check_record_gradients
+
+sys.path.append(str(Path(__file__).parents[1] / "learn" / "text"))
+
+from tiny_texts import save_tiny_bert, tiny_options, write_reviews
 
 PARTY_COUNTS = (1, 2, 3, 4)
 # The toy task watches the loss on its four training rows, as the tutorial does.
@@ -24,9 +32,25 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    save_tiny_bert(folder / "tiny")
+    write_reviews(folder / "reviews.csv")
+    return folder
+
+
 @pytest.fixture
-def task(name: str) -> Task:
-    return load_task(name)
+def task(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Task]:
+    if name != "imdb":
+        yield load_task(name)
+        return
+    pytest.importorskip("transformers")
+    folder: Path = request.getfixturevalue("texts")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    yield load_task(name, tiny_options(folder))
 
 
 def rows(data: Records) -> list[bytes]:
