@@ -87,11 +87,12 @@ def _model(record: RunRecord) -> str:
     parts = [page.paragraph(f"SHA-256 of model.pt: {record.model_sha256}")]
     if record.model is not None:
         trained = sum(record.model.trained.values())
-        words = (
-            f"Only what is trained travels, protected: {trained:,} values of these parameters. "
-            f"{record.model.frozen:,} other values of the model are frozen, public and equal at "
-            "all parties."
-        )
+        words = f"Only what is trained travels, protected: {trained:,} values."
+        if record.model.frozen:
+            words += (
+                f" {record.model.frozen:,} other values of the model are frozen, public and equal "
+                "at all parties."
+            )
         rows = [(name, f"{size:,}") for name, size in record.model.trained.items()]
         table = page.table(("parameter", "values"), rows, numbers=frozenset({1}))
         facts = [(name, str(value)) for name, value in record.model.about.items()]

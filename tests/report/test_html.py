@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mpcfl.report.html import run_report, write_run_report
+from mpcfl.report.run_record import ModelRecord
 from mpcfl.report.threat_model import OUT_OF_SCOPE, backend_words
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -75,6 +76,25 @@ def test_the_headline_the_plots_and_the_tables_match_the_record(run_record):
     views = {row[0]: row[1] for row in page.rows if len(row) == 3}
     assert views["outsider"] == "3"
     assert views["own share only"] == "9.25"
+
+
+def test_the_page_says_what_is_trained_and_so_travels(run_record):
+    model = ModelRecord({HOSTILE: 1234, "bias": 10}, 56789, {"base": HOSTILE})
+    text = run_report(run_record(model=model))
+    assert_self_contained(text)
+    page = Page(text)
+    assert [HOSTILE, "1,234"] in page.rows
+    assert ["bias", "10"] in page.rows
+    assert ["base", HOSTILE] in page.rows
+    assert any("1,244 values" in words and "56,789 other" in words for words in page.texts)
+
+
+def test_rounds_that_were_not_measured_leave_no_hole_in_the_line(run_record, rounds):
+    few = (*rounds(2, accuracy=None, loss=None), *rounds(1))
+    page = Page(run_report(run_record(rounds=few)))
+    assert page.tags.count("svg") == 5
+    never = Page(run_report(run_record(rounds=rounds(3, accuracy=None, loss=None))))
+    assert never.tags.count("svg") == 3
 
 
 def test_the_same_record_gives_the_same_bytes(run_record):

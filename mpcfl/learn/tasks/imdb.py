@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mpcfl.config import OptionValue
+from mpcfl.errors import ConfigError
 from mpcfl.learn.block_cache import TellProgress, ignore_progress
 from mpcfl.learn.task import Records
 from mpcfl.learn.tasks.split import PartySplit, party_shard
@@ -42,6 +43,7 @@ class ImdbTask:
     def __init__(self, **options: OptionValue) -> None:
         self.options = read_options(options)
         self.split = PartySplit(self.options.split, self.options.concentration)
+        self._progress: TellProgress = ignore_progress
 
     @cached_property
     def pretrained(self) -> Pretrained:
@@ -50,11 +52,17 @@ class ImdbTask:
 
     @cached_property
     def _table(self) -> TokenTable:
+        limit = self.pretrained.most_tokens
+        if self.options.max_tokens > limit:
+            raise ConfigError(
+                f"task_options.max_tokens = {self.options.max_tokens}: {self.pretrained.name} "
+                f"takes {limit} at most; lower it"
+            )
         return token_table(self.options, self.pretrained)
 
     @cached_property
     def _scaled(self) -> tuple[Tensor, FeatureScale]:
-        return scaled_features(self._table, self.pretrained, ignore_progress)
+        return scaled_features(self._table, self.pretrained, self._progress)
 
     @property
     def _inputs(self) -> Tensor:
@@ -62,8 +70,8 @@ class ImdbTask:
 
     def prepare(self, progress: TellProgress) -> None:
         """Tokenize, and compute features if they are needed, before anybody waits for anybody."""
-        if self.options.train == "head":
-            self.__dict__["_scaled"] = scaled_features(self._table, self.pretrained, progress)
+        self._progress = progress
+        self.test_data()
 
     def model(self) -> nn.Module:
         """Return the head alone, or the encoder with adapters or free to move, and a head."""
@@ -108,6 +116,7 @@ class ImdbTask:
         return {
             "base": pretrained.name,
             "base_sha256": pretrained.digest,
+            "base_values": pretrained.n_values,
             "dataset": options.dataset,
             "trained": options.train,
             "training_records": len(self._table.train_rows),

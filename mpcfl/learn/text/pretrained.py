@@ -8,14 +8,17 @@ safetensors only, as others can run code.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it is
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 from transformers.utils import logging
@@ -49,6 +52,7 @@ class Pretrained:
         digest: SHA-256 of these files, hex.
         hidden_size: length of a token's vector.
         pad_id: the token that fills up short texts.
+        most_tokens: of a text.
     """
 
     name: str
@@ -56,6 +60,13 @@ class Pretrained:
     digest: str
     hidden_size: int
     pad_id: int
+    most_tokens: int
+
+    @property
+    def n_values(self) -> int:
+        """Return how many numbers its weights are."""
+        with safe_open(self.folder / WEIGHTS, framework="pt") as weights:
+            return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  no mapping
 
     def tokenizer(self, keep: str) -> Any:
         """Return its tokenizer; ``keep`` says which end of a long text is kept."""
@@ -136,6 +147,7 @@ def _read(name: str, folder: Path) -> Pretrained:
         config = AutoConfig.from_pretrained(folder)
         pad_id = AutoTokenizer.from_pretrained(folder).pad_token_id
         hidden_size = int(config.hidden_size)
+        most_tokens = int(getattr(config, "max_position_embeddings", sys.maxsize))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
@@ -148,7 +160,7 @@ def _read(name: str, folder: Path) -> Pretrained:
             "the kind of BERT"
         )
     files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
-    return Pretrained(name, folder, file_digest(*files), hidden_size, int(pad_id))
+    return Pretrained(name, folder, file_digest(*files), hidden_size, int(pad_id), most_tokens)
 
 
 def _from_hub(model: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_texts import HIDDEN_SIZE
+from tiny_texts import HIDDEN_SIZE, MOST_TOKENS
 
 from mpcfl.errors import ConfigError
 from mpcfl.learn.text.pretrained import WEIGHTS, find_pretrained
@@ -53,8 +53,18 @@ def base(texts: Path, tmp_path: Path) -> Path:
 def test_a_folder_is_read_as_it_is(base: Path) -> None:
     found = find_pretrained(str(base))
     assert (found.folder, found.hidden_size, found.pad_id) == (base, HIDDEN_SIZE, 0)
+    assert found.most_tokens == MOST_TOKENS
+    assert found.n_values == sum(p.numel() for p in found.encoder().parameters())
     assert found.tokenizer("end").truncation_side == "left"
     assert found.tokenizer("start").truncation_side == "right"
+
+
+def test_more_tokens_than_the_base_takes_are_refused_before_it_fails(
+    make_task: Callable[..., Any],
+) -> None:
+    make_task(max_tokens=MOST_TOKENS).test_data()
+    with pytest.raises(ConfigError, match=rf"task_options.max_tokens = 65: .* takes {MOST_TOKENS}"):
+        make_task(max_tokens=MOST_TOKENS + 1).test_data()
 
 
 def test_the_digest_is_that_of_config_weights_and_tokenizer(texts: Path, base: Path) -> None:

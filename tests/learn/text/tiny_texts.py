@@ -11,6 +11,7 @@ GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "dull")
 FILLERS = tuple(f"w{number}" for number in range(80))
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *FILLERS, *GOOD, *BAD)
 HIDDEN_SIZE = 32
+MOST_TOKENS = 64
 N_REVIEWS = 200
 # All reviews longer than this are cut.
 MAX_TOKENS = 24
@@ -33,7 +34,7 @@ def save_tiny_bert(folder: Path) -> None:
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=64,
-            max_position_embeddings=64,
+            max_position_embeddings=MOST_TOKENS,
         )
         BertModel(config).save_pretrained(folder)
 
