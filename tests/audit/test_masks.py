@@ -243,7 +243,10 @@ def test_masks_that_are_made_ahead_and_used_twice_are_found(subject, monkeypatch
     take, made = MaskPreparation.take, {}
 
     def take_the_first(self, sum_id):
-        return made.setdefault(self, take(self, sum_id))
+        masks = take(self, sum_id)
+        # Copies, for what is masked may come to lie over the masks.
+        first = made.setdefault(self, None if masks is None else masks.copy())
+        return None if first is None else first.copy()
 
     monkeypatch.setattr(MaskPreparation, "take", take_the_first)
     backend, bits = subject

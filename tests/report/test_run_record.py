@@ -9,6 +9,7 @@ from mpcfl.report.run_record import RunRecord, append_round, read_rounds, replac
 KEYS = {
     "schema", "job", "backend", "parties", "dim", "privacy", "metrics", "rounds",
     "model_sha256", "versions", "stopped_early", "plan", "epsilon_by_party",
+    "model",
 }  # fmt: skip
 PRIVACY_KEYS = {
     "unit", "epsilon", "epsilon_planned", "epsilon_single", "epsilon_outsider",
