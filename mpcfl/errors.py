@@ -143,6 +143,14 @@ class PartyLost(MpcflError):
         self.awaited: dict[int, float] = {}
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of another package says, in one line.
+
+    To be shown only where it can't hold data of a party: on public records, files and settings.
+    """
+    return str(error).strip().partition("\n")[0]
+
+
 def were_lost(names: Iterable[str]) -> str:
     """Return the beginning of a sentence about parties that were lost."""
     listed = list(names)

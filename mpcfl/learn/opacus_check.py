@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from mpcfl.errors import ConfigError
+from mpcfl.errors import ConfigError, first_line
 from mpcfl.learn.opacus_gradients import (
     OneByOne,
     OpacusGradients,
@@ -158,7 +158,7 @@ def _opacus_rows(model: nn.Module, task: Task, use: OpacusUse, tried: Records) -
             "Opacus can't differentiate the task's model or loss record by record; build the model "
             "from layers of torch.nn without buffers, each called in forward() with the records "
             "as its first dimension, and keep the loss to operations that torch.func.vmap "
-            f"supports, or {use.instead} ({type(error).__name__}: {_first_line(error)})"
+            f"supports, or {use.instead} ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
@@ -169,10 +169,6 @@ def _rows_without_memory(rows_of: Callable[[], Matrix], model: nn.Module) -> Mat
     if not all(torch.equal(old, new) for old, new in zip(before, model.buffers(), strict=True)):
         raise ValueError("a buffer changes with the records")
     return rows
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def check_one_by_one(model: nn.Module, task: Task, use: OpacusUse) -> None:
@@ -190,7 +186,7 @@ def check_one_by_one(model: nn.Module, task: Task, use: OpacusUse) -> None:
     except Exception as error:
         raise ConfigError(
             "the task's model or loss fails on one of its own test records, or changes a buffer of "
-            f"the model with it: {_first_line(error)}"
+            f"the model with it: {first_line(error)}"
         ) from error
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mpcfl.config import TrainingTable
-from mpcfl.errors import ConfigError
+from mpcfl.errors import ConfigError, first_line
 from mpcfl.learn.blocks import Gradients, RecordBlocks, rows_at_once
 from mpcfl.learn.device import check_device, secret_device_generator
 from mpcfl.learn.model import flat_change, flat_rows, trainable_size
@@ -190,12 +190,11 @@ def check_record_gradients(
         some = rows_at_once(2, trainable_size(model))
         _row_function(model, task, training)(inputs[:some], targets[:some])
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             "the task's model or loss can't be differentiated record by record; keep to "
             "operations that torch.func.vmap supports (no .item(), no branch on values, no "
             'recurrent layer), or set training.gradients = "opacus", as most language models '
-            f'need, or privacy.unit = "party" (torch says: {reason})'
+            f'need, or privacy.unit = "party" (torch says: {first_line(error)})'
         ) from error
 
 
@@ -225,9 +224,8 @@ def check_local_update(model: nn.Module, task: Task, training: TrainingTable) ->
     try:
         local_update(model, (inputs[:2], targets[:2]), task, training, round_id=0)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"the task's model or loss fails on its own test records: {reason}"
+            f"the task's model or loss fails on its own test records: {first_line(error)}"
         ) from error
 
 

@@ -18,7 +18,7 @@ from mpcfl.learn.train import check_record_gradients
 
 sys.path.append(str(Path(__file__).parents[1] / "learn" / "text"))
 
-from tiny_texts import save_tiny_bert, tiny_options, write_reviews
+from tiny_texts import save_texts, tiny_options
 
 PARTY_COUNTS = (1, 2, 3, 4)
 # The toy task watches the loss on its four training rows, as the tutorial does.
@@ -34,10 +34,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    save_tiny_bert(folder / "tiny")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture

@@ -18,14 +18,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "learn" / "text"))
 
-from tiny_texts import (
-    HIDDEN_SIZE,
-    N_REVIEWS,
-    TEST_RECORDS,
-    save_tiny_bert,
-    tiny_options,
-    write_reviews,
-)
+from tiny_texts import HIDDEN_SIZE, N_REVIEWS, TEST_RECORDS, save_texts, tiny_options
 
 pytestmark = [
     pytest.mark.mpi,
@@ -78,9 +71,7 @@ class TextRun:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of all runs: texts, a base, and a cache in which nothing is yet."""
-    folder = tmp_path_factory.mktemp("texts")
-    save_tiny_bert(folder / "tiny")
-    write_reviews(folder / "reviews.csv")
+    folder = save_texts(tmp_path_factory.mktemp("texts"))
     (folder / "job.toml").write_text(JOB + 'backend = "ring"\n')
     return folder
 

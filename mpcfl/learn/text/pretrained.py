@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 from transformers.utils import logging
 
-from mpcfl.errors import ConfigError
+from mpcfl.errors import ConfigError, first_line
 from mpcfl.learn.block_cache import file_digest
 from mpcfl.learn.text.options import PACKAGED_MODEL
 from mpcfl.learn.text.packages import package_folder
@@ -113,10 +113,9 @@ class Pretrained:
                 self.folder, use_safetensors=True, dtype=torch.float32, **more
             )
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
             raise ConfigError(
                 f"task_options.model: transformers can't load {self.name} as {what} "
-                f"({type(error).__name__}: {reason}); take another model"
+                f"({type(error).__name__}: {first_line(error)}); take another model"
             ) from error
         return network.eval()
 
@@ -149,10 +148,9 @@ def _read(name: str, folder: Path) -> Pretrained:
         hidden_size = int(config.hidden_size)
         most_tokens = int(getattr(config, "max_position_embeddings", sys.maxsize))
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"task_options.model: transformers can't read {name} ({type(error).__name__}: "
-            f"{reason}); take another model"
+            f"{first_line(error)}); take another model"
         ) from error
     if pad_id is None:
         raise ConfigError(
@@ -169,9 +167,8 @@ def _from_hub(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=_NEEDED))
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f'task_options.model = "{model}" is no folder here and can\'t be had from the Hugging '
-            f"Face hub ({type(error).__name__}: {reason}); connect to it once, or write "
+            f"Face hub ({type(error).__name__}: {first_line(error)}); connect to it once, or write "
             f'"{PACKAGED_MODEL}" or the name of a folder'
         ) from error

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcfl.errors import ConfigError
+from mpcfl.errors import ConfigError, first_line
 from mpcfl.learn.block_cache import cache_key, file_digest
 from mpcfl.learn.text.options import PACKAGED_REVIEWS
 from mpcfl.learn.text.packages import package_folder
@@ -144,9 +144,8 @@ def _from_hub(name: str) -> Reviews:
         table: Any = datasets.load_dataset(name, split="train")
         return _reviews(name, table["text"], [int(label) for label in table["label"]])
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f'task_options.dataset = "{name}" can\'t be had from the Hugging Face hub '
-            f"({type(error).__name__}: {reason}); connect to it once, or write "
+            f"({type(error).__name__}: {first_line(error)}); connect to it once, or write "
             f'"{PACKAGED_REVIEWS}" or the name of a CSV file'
         ) from error

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from tiny_texts import save_tiny_bert, tiny_options, write_reviews
+from tiny_texts import save_texts, tiny_options
 
 MakeTask = Callable[..., Any]
 
@@ -24,10 +24,7 @@ collect_ignore_glob = [] if find_spec("transformers") and find_spec("peft") else
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the base ``tiny``, ``reviews.csv``, and a cache for all tests."""
-    folder = tmp_path_factory.mktemp("texts")
-    save_tiny_bert(folder / "tiny")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,13 @@ def save_tiny_bert(folder: Path) -> None:
         BertModel(config).save_pretrained(folder)
 
 
+def save_texts(folder: Path) -> Path:
+    """Write the base ``tiny`` and ``reviews.csv`` into a folder, and return it."""
+    save_tiny_bert(folder / "tiny")
+    write_reviews(folder / "reviews.csv")
+    return folder
+
+
 def tiny_options(folder: Path) -> dict[str, str | int]:
     """Return the options of the task ``imdb`` on ``tiny`` and ``reviews.csv`` in a folder."""
     return {
