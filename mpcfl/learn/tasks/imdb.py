@@ -47,17 +47,21 @@ class ImdbTask:
 
     @cached_property
     def pretrained(self) -> Pretrained:
-        """The encoder; public."""
-        return find_pretrained(self.options.model)
+        """The encoder; public.
+
+        Raises:
+            ConfigError: it can't be had, or takes fewer tokens than the job has.
+        """
+        found = find_pretrained(self.options.model)
+        if self.options.max_tokens > found.most_tokens:
+            raise ConfigError(
+                f"task_options.max_tokens = {self.options.max_tokens}: {found.name} takes "
+                f"{found.most_tokens} at most; lower it"
+            )
+        return found
 
     @cached_property
     def _table(self) -> TokenTable:
-        limit = self.pretrained.most_tokens
-        if self.options.max_tokens > limit:
-            raise ConfigError(
-                f"task_options.max_tokens = {self.options.max_tokens}: {self.pretrained.name} "
-                f"takes {limit} at most; lower it"
-            )
         return token_table(self.options, self.pretrained)
 
     @cached_property
