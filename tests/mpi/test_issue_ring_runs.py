@@ -188,17 +188,21 @@ dim, backend = 6_000_000, "ring"
 bits, precompute = int(sys.argv[1]), sys.argv[2] == "ahead"
 options = {"backend": backend, "modulus_bits": bits, "precompute": precompute}
 mpcfl.secure_sum(np.zeros(1000, np.int32), comm=comm, **options)
-with open("/proc/self/clear_refs", "w") as peak:
-    peak.write("5")
 before = resident("VmRSS:")
 own = np.full(dim, comm.rank, np.int32)
+peaks = []
 with mpcfl.open_secure_sum(comm=comm, dim=dim, **options) as session:
-    for _ in range(3):
+    for _ in range(4):
+        with open("/proc/self/clear_refs", "w") as peak:
+            peak.write("5")
         total = session.sum(own)
         session.prepare()
         assert total[0] == total[-1] == 3
         total = None
-vectors = (resident("VmHWM:") - before) / own.nbytes
+        peaks.append(resident("VmHWM:"))
+# What a rank holds shows in every sum after the first, which has nothing made ahead; what MPI keeps
+# of messages that come early, when the machine is busy, does not.
+vectors = (min(peaks[1:]) - before) / own.nbytes
 say("holds", "three" if vectors <= 3.25 else vectors)
 """
 
