@@ -80,8 +80,8 @@ def _print_line(console: Console, event: Event) -> None:
 
 
 def _print_overhead(console: Console, event: Event, rounds: list[RoundDone]) -> None:
-    line = overhead_line([one.seconds for one in rounds])
-    if isinstance(event, Ended) and line:
+    line = overhead_line([one.seconds for one in rounds]) if isinstance(event, Ended) else ""
+    if line:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

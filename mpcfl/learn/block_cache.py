@@ -53,10 +53,8 @@ def file_digest(*paths: Path) -> str:
     for path in paths:
         name = path.name.encode()
         digest.update(len(name).to_bytes(8, "big") + name)
-        digest.update(path.stat().st_size.to_bytes(8, "big"))
         with path.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

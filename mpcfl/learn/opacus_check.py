@@ -25,13 +25,11 @@ from mpcfl.learn.opacus_gradients import (
     import_with_opacus,
     with_hooks,
 )
-from mpcfl.learn.task import HasExamples, Records, Task, example_records
+from mpcfl.learn.task import Records, Task, example_records
 
 Matrix = NDArray[np.float64]
 Rows = Callable[[Records], Matrix]
 
-# Test records that are tried: two would do to see that one changes another's gradient.
-_TRIED = 4
 # Two float32 computations of one gradient agree far better than this, relative to its norm;
 # a layer that mixes records, or a parameter that Opacus misses, changes it far more.
 _TOLERANCE = 1e-3
@@ -119,10 +117,9 @@ def check_rows(model: nn.Module, task: Task, use: OpacusUse) -> None:
     Raises:
         ConfigError: it fails, a record changes another's gradient, or gradients are not right.
     """
-    inputs, targets = example_records(task) if isinstance(task, HasExamples) else task.test_data()
+    inputs, targets = example_records(task)
     # Records that never share a pass can't change each other's gradients.
-    some = min(_TRIED, use.at_once)
-    tried = (inputs[:some], targets[:some])
+    tried = (inputs[: use.at_once], targets[: use.at_once])
     with torch.random.fork_rng(devices=[]):
         # Dropout can't mix records, and without it passes can be compared.
         plain = _without_dropout(model)

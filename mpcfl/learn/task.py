@@ -19,6 +19,8 @@ from mpcfl.learn.block_cache import TellProgress
 
 # Inputs, shape (records, ...), and targets, shape (records, ...), row by row.
 Records: TypeAlias = tuple[Tensor, Tensor]
+# Two would do to see that one record changes another's gradient.
+_EXAMPLES = 4
 
 
 @runtime_checkable
@@ -125,8 +127,8 @@ class SavesModel(Protocol):
 
 
 def example_records(task: Task) -> Records:
-    """Return two public records to try a model on."""
+    """Return a few public records to try a model on."""
     if isinstance(task, HasExamples):
         return task.examples()
     inputs, targets = task.test_data()
-    return inputs[:2], targets[:2]
+    return inputs[:_EXAMPLES], targets[:_EXAMPLES]

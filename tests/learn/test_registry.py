@@ -211,3 +211,16 @@ def test_what_a_task_says_while_it_loads_is_not_quoted(
     with pytest.raises(ConfigError, match=f"raised {raised}; --debug") as caught:
         load_task(f"{module}:Leaky")
     assert "Jane" not in str(caught.value)
+
+
+@pytest.mark.parametrize("package", ["huggingface_hub", "safetensors", "transformers"])
+def test_a_text_package_that_is_missing_is_named_with_its_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    for name in list(sys.modules):
+        if name.startswith(("mpcfl.learn.text", "mpcfl.learn.tasks.imdb", f"{package}.")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf'{package} is missing; .* pip install "mpcfl\[text\]"'):
+        load_task("imdb")
