@@ -71,6 +71,18 @@ class BudgetExceeded(LedgerError):
         self.epsilon_budget = epsilon_budget
 
 
+class TotalBudgetExceeded(BudgetExceeded):
+    """One more release would pass what a party allows for its data set over all of its runs."""
+
+    def __init__(self, epsilon_after: float, epsilon_budget: float) -> None:
+        super().__init__(epsilon_after, epsilon_budget)
+        self.args = (
+            f"the next round would raise what this party has spent on its data set in all runs to "
+            f"epsilon {epsilon_after:.4f}, above its own budget of {epsilon_budget:.4f}; the run "
+            "stops here and keeps the model",
+        )
+
+
 class ProtocolError(MpcflError):
     """A party said something that the protocol does not allow."""
 

@@ -30,6 +30,7 @@ from mpcfl.learn.apply import ServerState, apply_mean, initial_state
 from mpcfl.learn.local_check import check_local_layers, check_local_training
 from mpcfl.learn.local_dp import LocalTrainer
 from mpcfl.learn.model import check_model, flat_parameters, initial_model, load_flat_parameters
+from mpcfl.learn.own_training import check_own_training
 from mpcfl.learn.registry import load_task
 from mpcfl.learn.task import Task
 from mpcfl.learn.train import (
@@ -114,6 +115,7 @@ def public_state(job: Job, task: Task | None = None) -> PublicState:
         job.aggregation.neighbors, parties.count, parties.colluding, parties.max_dropout
     )
     task = load_task(job.task, job.task_options) if task is None else task
+    check_own_training(task, job)
     model = initial_model(task, job.training.seed)
     if job.privacy.placement is Placement.LOCAL:
         check_local_layers(model)

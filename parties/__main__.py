@@ -11,6 +11,8 @@ import os
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# A tracker writes to this machine's disk, and its library tells nobody that it does.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import argparse
 import signal
@@ -33,12 +35,13 @@ from mpcfl.errors import (
     TranscriptMismatch,
 )
 from mpcfl.net.mpi import MpiTransport
+from mpcfl.net.mpi_faults import mpi_name, survives_losses
 from mpcfl.parties.events import Event, Failed, to_json
 from mpcfl.parties.program import RunEnd, run_rank
 
 _EXIT_ERROR = 1
-# Set by Open MPI's mpirun for all ranks.
-_FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"
+# How many ranks Open MPI and MPICH say are on this host; elsewhere, names of hosts tell.
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 # mpirun may hang when ranks abort in the same moment, so they take turns.
 _TURN_S = 0.3
 _LONGEST_TURN_S = 1.5
@@ -58,9 +61,11 @@ def main(argv: Sequence[str] | None = None, *, is_whole_process: bool = True) ->
     try:
         options = _parser().parse_args(arguments)
         options.host = MPI.Get_processor_name()
-        # Open MPI says how many ranks it started on this host; elsewhere, names of hosts tell.
-        local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
-        options.is_spread = local.isdecimal() and int(local) < transport.n_ranks
+        options.fatal_mpi = None if survives_losses(os.environ) else mpi_name()
+        options.is_spread = any(
+            local.isdecimal() and int(local) < transport.n_ranks
+            for local in (os.environ.get(name, "") for name in _LOCAL_RANKS)
+        )
         end = run_rank(options, transport, tell)
     except (PartyNotReady, TranscriptMismatch) as error:
         if transport.rank == 0:
@@ -76,7 +81,8 @@ def main(argv: Sequence[str] | None = None, *, is_whole_process: bool = True) ->
 
 
 def _tell_json(event: Event) -> None:
-    print(to_json(event), flush=True)
+    # In one piece: where output is not buffered, ranks' lines would run into each other.
+    print(f"{to_json(event)}\n", end="", flush=True)
 
 
 def _tell_text(event: Event) -> None:
@@ -113,7 +119,7 @@ def _leave(end: RunEnd) -> None:
     Its own end would have this process meet all others, those who are gone and those who die
     there. Without fault tolerance it has to come to that, or mpirun reports a failure.
     """
-    if not end.has_lost and not (end.has_parted and _FAULT_TOLERANCE in os.environ):
+    if not end.has_lost and not (end.has_parted and survives_losses(os.environ)):
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -157,6 +163,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="with --resume: go on without this party, as far as parties.max_dropout goes",
+    )
+    parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="NAME[=PLACE]",
+        help="feed a tracker as well: tensorboard or mlflow, in the run's folder or in PLACE",
     )
     parser.add_argument(
         "--insecure",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpcfl.errors import ConfigError
 from mpcfl.net.identity import Identity
-from mpcfl.parties.party_file import load_party_file
+from mpcfl.parties.party_file import PartyFile, load_party_file
 
 
 def read_credentials(
@@ -28,17 +28,28 @@ def read_credentials(
         ConfigError: both were given, or the file is wrong, of another party, or lacks a pin.
         KeyFileError: the identity can't be read.
     """
+    own = read_own_file(options, names[seat])
+    return (Identity.new(), None) if own is None else (Identity.load(own.identity), own.pins(names))
+
+
+def read_own_file(options: Namespace, name: str) -> PartyFile | None:
+    """Return the file of the party of this name; None where no party file was given.
+
+    Raises:
+        ConfigError: two were given, or it is wrong, or another party's.
+        KeyFileError: it can't be read, or others than its owner may change it.
+    """
     if options.party is not None and options.party_files is not None:
         raise ConfigError("--party FILE and --party-files DIR don't go together; give one")
     path: Path | None = options.party
     if options.party_files is not None:
-        path = options.party_files / f"{names[seat]}.toml"
+        path = options.party_files / f"{name}.toml"
     if path is None:
-        return Identity.new(), None
+        return None
     own = load_party_file(path)
-    if own.name != names[seat]:
+    if own.name != name:
         raise ConfigError(
-            f"{path}: this file is {own.name}'s, and this rank is {names[seat]}; give each rank "
-            "its own party file"
+            f"{path}: this file is {own.name}'s, and this rank is {name}; give each rank its own "
+            "party file"
         )
-    return Identity.load(own.identity), own.pins(names)
+    return own

@@ -150,6 +150,22 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Untracked:
+    """A tracker failed and is left out; the run goes on."""
+
+    kind: ClassVar[str] = "untracked"
+    tracker: str
+    reason: str
+
+    def line(self) -> str:
+        """Return the event as text."""
+        return (
+            f"tracker {self.tracker} is left out from here on ({self.reason}); run.json has all "
+            "rounds, and so will the tracker once the run is resumed with it"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The run can't go on; or, ``alone``, one party of it can't, and the others may.
 
@@ -173,9 +189,10 @@ def figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-Event = Preparing | Started | RoundDone | Lost | Stopped | Ended | Failed
+Event = Preparing | Started | RoundDone | Lost | Stopped | Untracked | Ended | Failed
 _KINDS: dict[str, type[Event]] = {
-    kind.kind: kind for kind in (Preparing, Started, RoundDone, Lost, Stopped, Ended, Failed)
+    kind.kind: kind
+    for kind in (Preparing, Started, RoundDone, Lost, Stopped, Untracked, Ended, Failed)
 }
 
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from mpcfl import __version__
 from mpcfl.config import Job
 from mpcfl.errors import ConfigError, MpcflError, PartyNotReady, ProtocolError, TranscriptMismatch
 from mpcfl.net.handshake import HandshakeContext, authenticate
-from mpcfl.net.mpi import MpiTransport
 from mpcfl.net.roster import check_in, library_versions
 from mpcfl.net.wire import Format, Kind, cut, text
 from mpcfl.parties.connection import Carrier, Connection
 from mpcfl.parties.credentials import read_credentials
 from mpcfl.parties.resume import Request
-from mpcfl.parties.rules import check_job, rank_names, require_quorum, seats
+from mpcfl.parties.rules import check_job, check_losses, rank_names, require_quorum, seats
 from mpcfl.parties.setup import attempt, present
 from mpcfl.secagg.registry import packages_of
+
+if TYPE_CHECKING:
+    # Loading it starts MPI, which parties in one process do without.
+    from mpcfl.net.mpi import MpiTransport
 
 # MPI's longest name of a host.
 _HOST_BYTES = 256
@@ -49,6 +53,7 @@ def agree_on_job(options: Namespace, transport: MpiTransport) -> tuple[Job, tupl
             raise ConfigError("--without NAME is for a run that is resumed; leave it out")
         numbers = seats(job, transport.n_ranks, options.without)
         check_job(job, options.insecure)
+        check_losses(job, len(options.without), options.fatal_mpi)
         return job, numbers
 
     loaded, error = attempt(load, options.debug)

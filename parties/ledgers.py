@@ -24,6 +24,7 @@ from mpcfl.net.roster import check_in
 from mpcfl.net.wire import U32, U64, Format, Kind, fixed, listing, optional, record, text
 from mpcfl.parties.connection import Connection
 from mpcfl.parties.setup import Rank, attempt
+from mpcfl.parties.total_ledger import remember_total_heads, total_head
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.report.run_record import read_rounds
 
@@ -73,8 +74,14 @@ def open_ledgers(rank: Rank, connection: Connection, folder: RunFolder) -> None:
 
 
 def head_statement(rank: Rank) -> str:
-    """Return this party's signed head as a statement to all; empty without a ledger."""
-    return "" if rank.ledger is None else rank.ledger.signed_head().to_json()
+    """Return this party's signed heads as a statement to all; empty without a ledger.
+
+    On the first line that of the run's ledger, on the second that of its own, if it keeps one.
+    """
+    if rank.ledger is None:
+        return ""
+    heads = (rank.ledger.signed_head().to_json(), total_head(rank))
+    return "\n".join(head for head in heads if head is not None)
 
 
 def remember_heads(rank: Rank, members: Sequence[int], statements: Sequence[str]) -> None:
@@ -88,7 +95,9 @@ def remember_heads(rank: Rank, members: Sequence[int], statements: Sequence[str]
     Raises:
         LedgerError: a party stated none, or one that contradicts an earlier one; it is named.
     """
-    _remember(rank, members, [_head_in(statement) for statement in statements])
+    told = [statement.partition("\n") for statement in statements]
+    _remember(rank, members, [_head_in(of_run) for of_run, _, _ in told])
+    remember_total_heads(rank, members, [own or None for _, _, own in told])
 
 
 def ledger_identity(job: Job, number: int) -> str:

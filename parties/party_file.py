@@ -9,6 +9,16 @@ One TOML document per party, its own and not part of the job:
     south = "ed25519:..."
     east = "ed25519:..."
 
+A party with real data keeps a ledger over all of its runs, and may say where its data lie:
+
+    data = "/srv/patients.csv"
+
+    [ledger]
+    folder = "ledgers"
+    data_set = "admissions-2025"
+    epsilon = 10.0
+    delta = 1e-5
+
 Nothing in it is secret, but whoever can change it decides whom this party trusts: a file that
 others may write is refused. Assumes: its owner compared the public keys with their owners.
 Unknown keys and wrong values are errors that name the file and the key.
@@ -23,10 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from mpcfl.config import Name
+from mpcfl.dp.charge import Budget
 from mpcfl.errors import ConfigError
 from mpcfl.net.identity import read_public_key
 from mpcfl.net.private_file import read_trusted_file
@@ -44,6 +55,17 @@ def _key_text(text: str) -> str:
     return text
 
 
+class _Ledger(BaseModel):
+    """The table [ledger]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    folder: Annotated[str, AfterValidator(_file_name)]
+    data_set: Name
+    epsilon: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
 class _Document(BaseModel):
     """What the file says, before it is tied to its place."""
 
@@ -52,6 +74,23 @@ class _Document(BaseModel):
     name: Name
     identity: Annotated[str, AfterValidator(_file_name)]
     peers: dict[Name, Annotated[str, AfterValidator(_key_text)]]
+    data: Annotated[str, AfterValidator(_file_name)] | None = None
+    ledger: _Ledger | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLedger:
+    """Where a party counts what it has spent on one data set, over all of its runs.
+
+    Attributes:
+        folder: of such ledgers.
+        data_set: its name; other parties learn it.
+        budget: what may be spent on it in total.
+    """
+
+    folder: Path
+    data_set: str
+    budget: Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +102,16 @@ class PartyFile:
         identity: file of its identity.
         peers: public keys of other parties by name, 32 bytes each.
         source: the file itself, for errors.
+        data: where its data lie; None leaves it to the task.
+        ledger: over all of its runs; None where it keeps none.
     """
 
     name: str
     identity: Path
     peers: Mapping[str, bytes]
     source: str
+    data: Path | None = None
+    ledger: OwnLedger | None = None
 
     def pins(self, names: Sequence[str]) -> dict[int, bytes]:
         """Return the identity of every other party of a job, by rank.
@@ -117,7 +160,19 @@ def load_party_file(path: Path) -> PartyFile:
         raise ConfigError(f"{path}: {_explain(first)}") from None
     peers = {name: read_public_key(text) for name, text in document.peers.items()}
     _refuse_repetition(path, peers)
-    return PartyFile(document.name, path.parent / document.identity, peers, str(path))
+    home = path.absolute().parent
+    return PartyFile(
+        document.name,
+        path.parent / document.identity,
+        peers,
+        str(path),
+        None if document.data is None else home / document.data,
+        None if document.ledger is None else _own_ledger(document.ledger, home),
+    )
+
+
+def _own_ledger(table: _Ledger, home: Path) -> OwnLedger:
+    return OwnLedger(home / table.folder, table.data_set, Budget(table.epsilon, table.delta))
 
 
 def _refuse_repetition(path: Path, peers: Mapping[str, bytes]) -> None:
@@ -134,7 +189,8 @@ def _explain(error: ErrorDetails) -> str:
     """Return what is wrong in one sentence, without the value."""
     key = ".".join(str(part) for part in error["loc"] if part != "[key]")
     if error["type"] == "extra_forbidden":
-        known = sorted(_Document.model_fields)
+        table = _Ledger if error["loc"][0] == "ledger" else _Document
+        known = sorted(table.model_fields)
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
         return f"unknown key {key}; {hint}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpcfl.config import Job
 from mpcfl.dp.attempts import AttemptLog
@@ -22,27 +20,28 @@ from mpcfl.errors import (
 from mpcfl.learn.block_cache import TellProgress, ignore_progress
 from mpcfl.learn.model import model_digest
 from mpcfl.net.meter import Meter
-from mpcfl.net.mpi import MpiTransport
 from mpcfl.net.roster import check_in
-from mpcfl.net.wire import FLAG, Format, Kind, blob
+from mpcfl.parties.checkpoints import agree_on_beginning, agree_on_checkpoint
 from mpcfl.parties.connection import Connection
+from mpcfl.parties.credentials import read_own_file
 from mpcfl.parties.data_party import bytes_so_far
-from mpcfl.parties.events import Ended, Event, Preparing
+from mpcfl.parties.events import Event, Preparing
+from mpcfl.parties.folders import RunPlace, agree_on_folder
 from mpcfl.parties.joining import agree_on_job, connect
-from mpcfl.parties.key_share import KeyFiles, keep_key, require_kept_key
+from mpcfl.parties.key_share import KeyFiles
 from mpcfl.parties.ledgers import open_ledgers
 from mpcfl.parties.progress import Progress, Run
 from mpcfl.parties.recorder import Recorder
 from mpcfl.parties.rounds import finish, take_part
-from mpcfl.parties.setup import Rank, attempt, make_rank, present
-from mpcfl.report.checkpoint import load_checkpoint, restore, save_checkpoint
-from mpcfl.report.run_folder import RunFolder, RunLock, fresh_run_path, open_run_folder
-from mpcfl.report.run_record import RunRecord, read_rounds
+from mpcfl.parties.setup import Rank, attempt, located_task, make_rank, present
+from mpcfl.parties.total_ledger import open_total_ledger
+from mpcfl.report.run_folder import RunFolder
+from mpcfl.report.tracker_choice import read_choices
 from mpcfl.secagg.opened_sum import OpenedSum
 
-# As the file system has it, which may be no text; longer than any system takes.
-_FOLDER = Format(Kind.FOLDER, path=blob(1 << 16))
-_FINISHED = Format(Kind.FINISHED, finished=FLAG)
+if TYPE_CHECKING:
+    # Loading it starts MPI, which parties in one process do without.
+    from mpcfl.net.mpi import MpiTransport
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +71,23 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
     job, numbers = agree_on_job(options, transport)
     with closing(connect(options, job, numbers, transport)) as connection:
         rank = _agree_on_start(job, connection, options, tell)
-        folder, lock = _agree_on_folder(options, rank, connection)
-        try:
-            if options.resume is not None and _agree_on_checkpoint(rank, folder, connection, tell):
+        with closing(agree_on_folder(options, rank, connection)) as place:
+            if options.resume is not None and agree_on_checkpoint(rank, place, connection, tell):
                 return RunEnd()
-            open_ledgers(rank, connection, folder)
-            _agree_on_beginning(rank, folder, connection)
-            _run_rounds(rank, folder, connection, tell)
-            place = connection.transport.rank
+            open_ledgers(rank, connection, place.folder)
+            open_total_ledger(rank, connection)
+            agree_on_beginning(rank, place, connection)
+            serve_rounds(rank, place, connection, tell)
+            seat = connection.transport.rank
             lost, silent = connection.has_lost, connection.has_silent
-            return RunEnd(place, lost, silent, has_parted=True)
-        finally:
-            if lock is not None:
-                lock.close()
+            return RunEnd(seat, lost, silent, has_parted=True)
 
 
-def _run_rounds(
-    rank: Rank, folder: RunFolder, connection: Connection, tell: Callable[[Event], None]
+def serve_rounds(
+    rank: Rank, place: RunPlace, connection: Connection, tell: Callable[[Event], None]
 ) -> None:
     """Serve every round that is left, and agree on the model that came out."""
-    run = _begin(rank, folder, connection, tell)
+    run = _begin(rank, place, connection, tell)
     try:
         stopped = take_part(run)
         finish(run, stopped)
@@ -105,7 +101,7 @@ def _run_rounds(
         raise
     finally:
         if rank.party is not None:
-            _log_locally(folder, connection.number, rank.party.left_out)
+            _log_locally(place.folder, rank, rank.party.left_out)
         run.close_session()
         run.attempts.close()
         if rank.ledger is not None:
@@ -113,32 +109,42 @@ def _run_rounds(
 
 
 def _begin(
-    rank: Rank, folder: RunFolder, connection: Connection, tell: Callable[[Event], None]
+    rank: Rank, place: RunPlace, connection: Connection, tell: Callable[[Event], None]
 ) -> Run:
+    folder = place.folder
     transcript = None if rank.party is None else folder.transcript_jsonl(connection.number)
     rank.bytes_before = bytes_so_far(connection.transport)
     opened = OpenedSum(rank.public.ring.vector_dim)
     run = Run(
         rank=rank,
         connection=connection,
-        folder=folder,
+        place=place,
         attempts=AttemptLog(transcript, connection.number),
         progress=Progress(rank.first_round, opened, meter=Meter(parent=connection.transport.meter)),
-        make_recorder=lambda start: Recorder(rank, folder, tell, start),
+        # Of those who write on several hosts one speaks to people.
+        make_recorder=lambda start: Recorder(
+            rank, folder, lambda event: tell(event) if run.speaks else None, start
+        ),
     )
     run.appoint_recorder()
     return run
 
 
-def _log_locally(folder: RunFolder, rank: int, not_finite: int) -> None:
+def _log_locally(folder: RunFolder, rank: Rank, not_finite: int) -> None:
     """Note what was left out, for this party's eyes; always, and always at the same length.
 
     The number says something about its data, and so would the mere existence of the file.
     """
-    path = folder.path / "local" / f"party-{rank}.log"
+    path = folder.path / "local" / f"party-{rank.number}.log"
     path.parent.mkdir(exist_ok=True)
     path.touch(mode=0o600)
-    path.write_text(f"{not_finite:>12} records or updates failed or were not finite: left out\n")
+    words = f"{not_finite:>12} records or updates failed or were not finite: left out\n"
+    total = None if rank.ledger is None else rank.ledger.total
+    if total is not None:
+        words += (
+            f"{total.epsilon():>12.4f} epsilon spent on this data set in all runs: {total.path}\n"
+        )
+    path.write_text(words)
 
 
 def _agree_on_start(
@@ -148,7 +154,12 @@ def _agree_on_start(
         files = KeyFiles(options.keys, options.passphrases)
         is_first = connection.transport.rank == 0
         progress = _tenths(tell) if is_first else ignore_progress
-        return make_rank(job, connection.number, files, progress)
+        number = connection.number
+        own = read_own_file(options, connection.names[connection.transport.rank])
+        data = own.data if own is not None and number < job.parties.count else None
+        loaded = make_rank(job, number, files, progress, located_task(job, data))
+        loaded.own, loaded.trackers = own, read_choices(options.track)
+        return loaded
 
     rank, error = attempt(load, options.debug)
     facts = {}
@@ -171,85 +182,3 @@ def _tenths(tell: Callable[[Event], None]) -> TellProgress:
             tell(Preparing(what, done, total))
 
     return progress
-
-
-def _agree_on_folder(
-    options: Namespace, rank: Rank, connection: Connection
-) -> tuple[RunFolder, RunLock | None]:
-    """Let rank 0 make the folder, or take the one to resume, and tell its path to the others."""
-    job, transport = rank.public.job, connection.transport
-    path: Path = options.resume or options.out or fresh_run_path(job.task)
-
-    def claim() -> RunLock:
-        if options.resume is not None:
-            require_kept_key(RunFolder(path), rank.key)
-            return RunLock(RunFolder(path))
-        folder = open_run_folder(path)
-        keep_key(folder, rank.key)
-        folder.job_json.write_text(json.dumps(job.model_dump(mode="json"), indent=2) + "\n")
-        return RunLock(folder)
-
-    lock, error = attempt(claim) if transport.rank == 0 else (None, None)
-    check_in(transport, connection.names, {}, error)
-    own = os.fsencode(path.resolve()) if transport.rank == 0 else b""
-    told = transport.allgather(_FOLDER.encode(path=own))
-    agreed = _FOLDER.decode(told[0], connection.names[0])["path"]
-    return RunFolder(Path(os.fsdecode(agreed))), lock
-
-
-def _agree_on_checkpoint(
-    rank: Rank, folder: RunFolder, connection: Connection, tell: Callable[[Event], None]
-) -> bool:
-    """Put the checkpoint in place at every rank; return True if nothing is left to do."""
-    transport = connection.transport
-
-    def load() -> str:
-        checkpoint = load_checkpoint(folder.checkpoint)
-        restore(rank.public, checkpoint)
-        rank.resumed, rank.first_round = True, checkpoint.facts.next_round
-        if transport.rank == 0:
-            # Read here, where an error still reaches all ranks as one sentence.
-            read_rounds(folder.rounds_jsonl, rank.first_round)
-        return checkpoint.facts.digest()
-
-    digest, error = attempt(load)
-    finished: Ended | None = None
-    if error is None and transport.rank == 0:
-        finished, error = attempt(lambda: _finished(rank, folder))
-    check_in(transport, connection.names, {"checkpoint": digest or ""}, error)
-    told = transport.allgather(_FINISHED.encode(finished=finished is not None))
-    if finished is not None:
-        tell(finished)
-    return bool(_FINISHED.decode(told[0], connection.names[0])["finished"])
-
-
-def _finished(rank: Rank, folder: RunFolder) -> Ended | None:
-    """Return the end of a run that left nothing to do, not even its report."""
-    rounds = rank.public.job.training.rounds
-    files = (folder.run_json, folder.model_pt, folder.report_html)
-    if rank.first_round < rounds or not all(file.exists() for file in files):
-        return None
-    record = RunRecord.load(folder.run_json)
-    if not record.model_sha256 or len(record.rounds) < rounds:
-        return None
-    return Ended(
-        rounds=rounds,
-        epsilon=record.privacy.epsilon,
-        epsilon_planned=record.privacy.epsilon_planned,
-        delta=rank.public.job.privacy.delta,
-        metrics=dict(record.metrics),
-        folder=str(folder.path),
-        before=True,
-    )
-
-
-def _agree_on_beginning(rank: Rank, folder: RunFolder, connection: Connection) -> None:
-    """Write the checkpoint of a new run before its first round can cost anything.
-
-    From here on the run can be resumed: every ledger is there, and every party remembers all.
-    """
-    error: MpcflError | None = None
-    transport = connection.transport
-    if transport.rank == 0 and not rank.resumed:
-        _, error = attempt(lambda: save_checkpoint(folder.checkpoint, rank.public, 0))
-    check_in(transport, connection.names, {}, error)

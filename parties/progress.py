@@ -15,6 +15,7 @@ from mpcfl.errors import MpcflError
 from mpcfl.net.meter import Meter
 from mpcfl.net.wire import Format, Kind, text
 from mpcfl.parties.connection import Connection
+from mpcfl.parties.folders import RunPlace
 from mpcfl.parties.recorder import Recorder, RecorderStart
 from mpcfl.parties.setup import Rank
 from mpcfl.report.run_folder import RunFolder
@@ -86,18 +87,18 @@ class Run:
     Attributes:
         rank: what it loaded.
         connection: to those who take part.
-        folder: of the run's results.
+        place: where the run's results go on this host.
         attempts: guards and notes this party's attempts.
         progress: how far it is.
         make_recorder: makes what writes the folder.
-        recorder: writes the run's folder; at one party only.
+        recorder: writes the run's folder; at one of the parties that share it.
         session: the open session of sums, and the coordinates that it is for.
         dealt: this party's share of a key that was dealt for this run; secret. None without one.
     """
 
     rank: Rank
     connection: Connection
-    folder: RunFolder
+    place: RunPlace
     attempts: AttemptLog
     progress: Progress
     make_recorder: Callable[[RecorderStart], Recorder]
@@ -105,6 +106,16 @@ class Run:
     session: PartialSum | None = None
     dealt: Any = None
     _session_epoch: int = -1
+
+    @property
+    def folder(self) -> RunFolder:
+        """Return the folder of the run's results on this host."""
+        return self.place.folder
+
+    @property
+    def speaks(self) -> bool:
+        """True at the one party that tells people how far the run is."""
+        return self.connection.number == min(self.data_members)
 
     @property
     def data_members(self) -> tuple[int, ...]:
@@ -200,8 +211,9 @@ class Run:
                 session.secure.close()
 
     def appoint_recorder(self) -> None:
-        """Let the lowest data party write the folder, if nobody who takes part does so yet."""
-        if self.recorder is None and self.connection.number == min(self.data_members):
+        """Let the lowest data party write its folder, if nobody who takes part does so yet."""
+        writers = [number for number in self.data_members if number in self.place.sharers]
+        if self.recorder is None and writers and self.connection.number == writers[0]:
             previous = self.progress.previous
             everybody = tuple(range(self.rank.public.job.parties.count))
             start = RecorderStart(

@@ -21,10 +21,10 @@ from mpcfl.errors import ConfigError, MpcflError
 from mpcfl.learn.evaluate import evaluate
 from mpcfl.learn.task import DescribesModel, HasExamples, SavesModel
 from mpcfl.net.meter import Meter
-from mpcfl.parties.events import Ended, Event, Lost, RoundDone, Started, Stopped
+from mpcfl.parties.events import Ended, Event, Lost, RoundDone, Started, Stopped, Untracked
 from mpcfl.parties.setup import Rank
 from mpcfl.report.checkpoint import save_checkpoint
-from mpcfl.report.run_folder import RunFolder
+from mpcfl.report.run_folder import RunFolder, RunLock
 from mpcfl.report.run_record import (
     SCHEMA,
     ModelRecord,
@@ -35,6 +35,8 @@ from mpcfl.report.run_record import (
     read_rounds,
     replace_rounds,
 )
+from mpcfl.report.tracker import RunFacts, parameters_of
+from mpcfl.report.tracker_feed import Tracking
 from mpcfl.round import PublicState
 
 _PACKAGES = (
@@ -113,11 +115,14 @@ class Recorder:
         # Once parties were lost, sums have the noise of fewer.
         self._has_lost = start.has_lost
         self._is_finished = False
+        self._lock = self._take_lock() if self._takes_over else None
         if self._takes_over:
             # What is opened next needs a checkpoint of what was before it.
             self.applied(next_round)
         else:
             self._tell_start()
+        # Last, so that what is told is told before a store that is slow to open.
+        self._tracking = self._open_tracking()
 
     def _tell_start(self) -> None:
         rank, public = self._rank, self._rank.public
@@ -137,6 +142,29 @@ class Recorder:
                 spent=self._spent(),
             )
         )
+
+    def _take_lock(self) -> RunLock | None:
+        """Keep other runs out of the folder, unless whoever did so is still there."""
+        try:
+            return RunLock(self._folder)
+        except ConfigError:
+            return None
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _open_tracking(self) -> Tracking:
+        job = self._rank.public.job
+        facts = RunFacts(
+            task=job.task,
+            folder=self._folder.path.absolute(),
+            parameters=parameters_of(job.model_dump(mode="json")),
+            budget=self._planned(),
+        )
+        tracking = Tracking(facts, lambda name, reason: self._tell(Untracked(name, reason)))
+        tracking.open(self._rank.trackers, self._rounds)
+        return tracking
 
     def applied(self, next_round: int) -> None:
         """Write the checkpoint of a new model, before the round is committed; see `Hooks`."""
@@ -169,6 +197,7 @@ class Recorder:
             append_round(self._folder.rounds_jsonl, record)
         if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
             self._save(stopped=None)
+        self._tracking.add(record)
         self._tell(
             RoundDone(
                 round=round_id + 1,
@@ -217,6 +246,8 @@ class Recorder:
     def fail(self, reason: str) -> None:
         """Leave a record that is as true as the ledger when the run can't go on."""
         self._save(stopped=f"failed: {reason}")
+        self._tracking.fail()
+        self._let_go()
 
     def finish(self, model_sha256: str, stopped: str | None) -> None:
         """Write the model, the report and the record, which says that all is there; once."""
@@ -228,13 +259,18 @@ class Recorder:
         if stopped is not None:
             self._tell(Stopped(stopped))
         # A run that stops early has not come to a round that is measured for sure.
-        self._metrics = self._metrics or self._evaluate()
+        self._metrics = self._metrics or self._evaluate(len(self._rounds))
         with self._writing():
             self._save_model()
             record = self._record(model_sha256, stopped)
             write_run_report(record, self._folder.report_html)
             record.save(self._folder.run_json)
         self._is_finished = True
+        self._tracking.finish(record)
+        self._let_go()
+
+    def tell_end(self) -> None:
+        """Tell that the run came to its end, and its folder is complete on every host."""
         self._tell(
             Ended(
                 rounds=len(self._rounds),
@@ -295,12 +331,13 @@ class Recorder:
         is_due = training.evaluate_every == 1 or (
             rounds_done > 0 and rounds_done % training.evaluate_every == 0
         )
-        return self._evaluate() if is_due or rounds_done == training.rounds else {}
+        return self._evaluate(rounds_done) if is_due or rounds_done == training.rounds else {}
 
-    def _evaluate(self) -> dict[str, float | None]:
+    def _evaluate(self, rounds_done: int) -> dict[str, float | None]:
         """Return the public metrics; None for one that is not finite, as after a divergence."""
         public = self._rank.public
-        metrics = evaluate(public.model, public.task, public.job.training.device)
+        device = public.job.training.device
+        metrics = evaluate(public.model, public.task, device, rounds_done=rounds_done)
         return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
     def _planned(self) -> float | None:

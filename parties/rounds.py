@@ -8,6 +8,7 @@ and `spare_attempts` go. Where they don't, the run stops with the names of those
 from __future__ import annotations
 
 from mpcfl.errors import PartyLost, QuorumLost, RunOver
+from mpcfl.net.wire import Format, Kind
 from mpcfl.parties.data_party import agree_on_model, open_product, play_round
 from mpcfl.parties.holdings import share_holdings
 from mpcfl.parties.progress import Run
@@ -15,6 +16,7 @@ from mpcfl.report.run_record import is_complete
 
 # How often a round is tried again although everybody is there: then the deadline is too short.
 _MOST_FALSE_ALARMS = 3
+_WRITTEN = Format(Kind.WRITTEN)
 
 
 def take_part(run: Run) -> str | None:
@@ -74,13 +76,15 @@ def finish(run: Run, stopped: str | None) -> None:
             break
         except QuorumLost:
             # All else is done: whoever died meanwhile changes nothing.
-            if not is_complete(run.folder.run_json):
+            if _is_written_here(run) and not is_complete(run.folder.run_json):
                 raise
             break
         except PartyLost as again:
             lost = again
             continue
         break
+    if run.recorder is not None and run.speaks:
+        run.recorder.tell_end()
     with run.progress.meter.stage("finish"):
         run.connection.part()
 
@@ -90,8 +94,16 @@ def _finish(run: Run, stopped: str | None) -> None:
         digest = agree_on_model(run.rank, run.connection.transport, run.connection.names)
         if run.recorder is not None:
             run.recorder.finish(digest, stopped)
-        else:
+        if not run.place.is_shared_by_all:
+            # Nobody tells of the end before every host has its results.
+            run.connection.transport.allgather(_WRITTEN.encode())
+        if not run.speaks:
             run.connection.await_end(witness=min(run.data_members))
+
+
+def _is_written_here(run: Run) -> bool:
+    """Tell whether a party with data writes the folder on this host."""
+    return any(number < run.rank.public.job.parties.count for number in run.place.sharers)
 
 
 def _recover(run: Run, lost: PartyLost) -> None:

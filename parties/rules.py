@@ -35,6 +35,25 @@ def check_job(job: Job, insecure: bool) -> None:
         )
 
 
+def check_losses(job: Job, n_absent: int, fatal_mpi: str | None) -> None:
+    """Refuse to promise that a run survives losses where the first one ends all processes.
+
+    Args:
+        job: the run.
+        n_absent: parties that a resumed run goes on without.
+        fatal_mpi: the name of an MPI that has no fault tolerance; None for one that has.
+
+    Raises:
+        ConfigError: more parties may be lost, and none can be.
+    """
+    if fatal_mpi is not None and job.parties.max_dropout > n_absent:
+        raise ConfigError(
+            f"parties.max_dropout = {job.parties.max_dropout} asks to go on without a party that "
+            f"dies, and {fatal_mpi} as it was started ends all parties with it; start the run with "
+            "Open MPI 5 by mpirun --with-ft ulfm, or set parties.max_dropout = 0"
+        )
+
+
 def seats(job: Job, n_ranks: int, absent: Sequence[str] = ()) -> tuple[int, ...]:
     """Return the number of the party in each of the MPI ranks.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
@@ -16,9 +17,11 @@ from mpcfl.dp.plan import View
 from mpcfl.errors import ConfigError, MpcflError
 from mpcfl.learn.block_cache import TellProgress, ignore_progress
 from mpcfl.learn.registry import load_task
-from mpcfl.learn.task import Prepares
+from mpcfl.learn.task import Prepares, ReadsPartyData, Task
 from mpcfl.parties.key_share import NO_KEY_FILES, KeyFiles, backend_of
+from mpcfl.parties.party_file import PartyFile
 from mpcfl.parties.rules import rank_names
+from mpcfl.report.tracker_choice import TrackerChoice
 from mpcfl.round import PartyData, PublicState, party_data, public_state
 from mpcfl.secagg.base import BackendFactory
 from mpcfl.secagg.registry import INSECURE_BACKENDS
@@ -42,6 +45,10 @@ class Rank:
         attempts: number of the next attempt, by round, equal at all parties; 0 where none is named.
         bytes_before: sent and received before the round that is under way.
         key: fingerprint of the key that this party has a share of, where it brought one.
+        trackers: that whoever writes the folder feeds as well.
+        own: this party's own file, where it has one.
+        total_seen: the heads of parties' own ledgers that this party remembers from run to run;
+            None where it keeps no such ledger.
     """
 
     number: int
@@ -56,6 +63,9 @@ class Rank:
     attempts: dict[int, int] = field(default_factory=dict)
     bytes_before: tuple[int, int] = (0, 0)
     key: str = ""
+    trackers: tuple[TrackerChoice, ...] = ()
+    own: PartyFile | None = None
+    total_seen: SeenHeads | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,6 +100,7 @@ def make_rank(
     number: int,
     files: KeyFiles = NO_KEY_FILES,
     progress: TellProgress = ignore_progress,
+    task: Task | None = None,
 ) -> Rank:
     """Load what this rank needs: the public state, and at a data party its key share and data.
 
@@ -98,11 +109,12 @@ def make_rank(
         number: of this party.
         files: its key share.
         progress: is told of what takes long.
+        task: in place of the one that the job names.
 
     Raises:
         MpcflError: something is missing or wrong; the text names it and the remedy.
     """
-    task = load_task(job.task, job.task_options)
+    task = load_task(job.task, job.task_options) if task is None else task
     if isinstance(task, Prepares):
         task.prepare(progress)
     public = public_state(job, task)
@@ -115,6 +127,24 @@ def make_rank(
     view = View.OWN_SHARE if exposed else View.COALITION
     party = party_data(public, number, records)
     return Rank(number, public, open_backend, party, view=view, key=key)
+
+
+def located_task(job: Job, data: Path | None) -> Task:
+    """Load the job's task, and tell it where this party's data lie, if its party file does.
+
+    Raises:
+        ConfigError: it can't be loaded, or can't be told.
+    """
+    task = load_task(job.task, job.task_options)
+    if data is None:
+        return task
+    if not isinstance(task, ReadsPartyData):
+        raise ConfigError(
+            f"the party file has `data`, and task {job.task!r} has no method locate(path) to take "
+            "it; add one (docs/tasks.md), or leave `data` out"
+        )
+    task.locate(data)
+    return task
 
 
 def _check_records(

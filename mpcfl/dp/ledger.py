@@ -26,7 +26,7 @@ from mpcfl.dp.charge import Budget, Charge, planned_charge, realised_charge
 from mpcfl.dp.heads import ChainState, Claim, SeenHeads, SignedHead, heads_path
 from mpcfl.dp.ledger_key import LedgerKey, key_path
 from mpcfl.dp.ledger_report import LedgerReport, SeenBy, verify_ledger
-from mpcfl.errors import BudgetExceeded, LedgerError, OutOfOrder
+from mpcfl.errors import BudgetExceeded, LedgerError, OutOfOrder, TotalBudgetExceeded
 
 __all__ = [
     "Budget",
@@ -55,6 +55,9 @@ class Ledger:
         self._chain = chain
         self._account = account
         self._key: LedgerKey | None = None
+        # The party's ledger over all runs, and its tokens by those of this one.
+        self._total: Ledger | None = None
+        self._total_tokens: dict[Token, Token] = {}
 
     @classmethod
     def open(
@@ -157,7 +160,33 @@ class Ledger:
         epsilon_after = self._account.epsilon_with(charge)
         if epsilon_after > budget.epsilon:
             raise BudgetExceeded(epsilon_after, budget.epsilon)
-        return Token(self._append("reserve", {"charge": asdict(charge)}))
+        # The party's own first: whatever happens in between, it has no less than this one.
+        total_token = None if self._total is None else self._reserve_in_total(charge)
+        token = Token(self._append("reserve", {"charge": asdict(charge)}))
+        if total_token is not None:
+            self._total_tokens[token] = total_token
+        return token
+
+    def charge_also(self, total: Ledger) -> None:
+        """Write all that is charged from now on in the party's own ledger too, and there first.
+
+        Args:
+            total: over all runs on the party's data set; closed with this one.
+        """
+        self._total = total
+
+    @property
+    def total(self) -> Ledger | None:
+        """Return the party's own ledger over all runs, if it keeps one."""
+        return self._total
+
+    def _reserve_in_total(self, charge: Charge) -> Token | None:
+        if self._total is None:
+            return None
+        try:
+            return self._total.reserve(charge)
+        except BudgetExceeded as error:
+            raise TotalBudgetExceeded(error.epsilon_after, error.epsilon_budget) from None
 
     def opened(self, token: Token) -> None:
         """Note that the sum of this attempt is known.
@@ -167,6 +196,8 @@ class Ledger:
         """
         if self._pending(token)[1]:
             raise OutOfOrder("this attempt was opened before; an attempt has one opening")
+        if self._total is not None and token in self._total_tokens:
+            self._total.opened(self._total_tokens[token])
         self._append("open", {"reserve": token.sequence})
 
     def commit(self, token: Token, realised: Charge | None = None) -> None:
@@ -190,12 +221,17 @@ class Ledger:
                 "than the reserve"
             )
         body = None if realised is None else asdict(realised)
+        # Here the party's own comes last: what was realised may cost less than what was planned.
         self._append("commit", {"reserve": token.sequence, "realised": body})
+        if self._total is not None and token in self._total_tokens:
+            self._total.commit(self._total_tokens.pop(token), realised)
 
     def abandon(self, token: Token) -> None:
         """Close an attempt that failed; it stays spent, since others may have opened it."""
         self._pending(token)
         self._append("abandon", {"reserve": token.sequence})
+        if self._total is not None and token in self._total_tokens:
+            self._total.abandon(self._total_tokens.pop(token))
 
     def _pending(self, token: Token) -> tuple[Charge, bool]:
         if token.sequence not in self._account.pending:
@@ -221,6 +257,11 @@ class Ledger:
         return self._account.charges
 
     @property
+    def path(self) -> Path:
+        """Return the file."""
+        return self._chain.path
+
+    @property
     def head(self) -> tuple[int, str]:
         """Return (length, hash of the last entry); who remembers it notices a cut."""
         return self._chain.head
@@ -232,8 +273,10 @@ class Ledger:
         return self._key.sign(self._account.header["identity"], self.head)
 
     def close(self) -> None:
-        """Release the lock; harmless if called twice."""
+        """Release the lock, and that of the party's own; harmless if called twice."""
         self._chain.close()
+        if self._total is not None:
+            self._total.close()
 
     def __enter__(self) -> Self:
         return self

@@ -12,16 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from mpcfl.errors import ConfigError
-from mpcfl.learn.task import MeasuresOwnMetrics, Records, Task
+from mpcfl.learn.task import MeasuresItself, MeasuresOwnMetrics, Records, Task
 
 # Test records per forward pass: bounds the memory of a deep model's activations.
 _BLOCK = 64
 
 
 def evaluate(
-    model: nn.Module, task: Task, device: str = "cpu", records: Records | None = None
+    model: nn.Module,
+    task: Task,
+    device: str = "cpu",
+    records: Records | None = None,
+    rounds_done: int = 0,
 ) -> dict[str, float]:
     """Return the metrics of a model on the public test data.
+
+    A task that measures its models by itself (`MeasuresItself`) says all there is to say.
+    Otherwise:
 
     ``loss`` is the task's own loss of the whole test data as one batch, so it is a mean or a
     sum as the task defines it. The other metrics are those of the task's
@@ -36,10 +43,13 @@ def evaluate(
         device: where the model computes its outputs, ``training.device``; a model on another
             device than the CPU is copied there. Loss and metrics are computed on the CPU.
         records: public ones to measure on in place of all test data, to try a model out.
+        rounds_done: how many rounds made the model.
 
     Raises:
         ConfigError: the test data are empty, or the loss is not a scalar.
     """
+    if isinstance(task, MeasuresItself):
+        return _numbers(task.measure(model, rounds_done), "measure()")
     inputs, targets = task.test_data() if records is None else records
     if len(inputs) == 0:
         raise ConfigError("the task's test_data() returns no records; return at least one")
@@ -51,18 +61,19 @@ def evaluate(
             "example the mean over the batch"
         )
     if isinstance(task, MeasuresOwnMetrics):
-        return {"loss": float(loss), **_numbers(task.metrics(outputs, targets))}
+        own = _numbers(task.metrics(outputs, targets), "metrics()")
+        return {"loss": float(loss), **own}
     if targets.is_floating_point():
         return {"loss": float(loss)}
     return {"loss": float(loss), "accuracy": _accuracy(outputs, targets)}
 
 
-def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
+def _numbers(metrics: Mapping[str, object], method: str) -> dict[str, float]:
     """Return a task's own metrics as plain numbers; a tensor of one number will do."""
     try:
         return {str(name): float(value) for name, value in metrics.items()}  # type: ignore[arg-type]  # tried
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError("the task's metrics() must return a dict of names and numbers") from error
+        raise ConfigError(f"the task's {method} must return a dict of names and numbers") from error
 
 
 def _outputs(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:

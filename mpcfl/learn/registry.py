@@ -1,4 +1,4 @@
-"""Find the task that a job names: a registered name, or a dotted path to a class.
+"""Find the task that a job names: a registered name, or a dotted path to what makes one.
 
 Names come from the entry-point group `mpcfl.tasks`, where mpcfl's own tasks are registered
 like anybody else's. A task is code that the party chose to run: nothing here confines it.
@@ -26,6 +26,8 @@ _EXTRAS = {
     "safetensors": "text",
     "transformers": "text",
 }
+# Flower's own requirements can't be met beside ours.
+_REMEDIES = {"flwr": 'pip install "mpcfl[flower]" && pip install --no-deps flwr==1.42.0'}
 
 
 def task_names() -> list[str]:
@@ -38,24 +40,41 @@ def load_task(name: str, options: Mapping[str, OptionValue] | None = None) -> Ta
 
     Args:
         name: a registered name such as ``digits``, or ``package.module:TaskClass`` with a
-            module that Python can import.
-        options: the job's ``task_options``: keyword arguments of the class.
+            module that Python can import. A function that returns a task will do as well.
+        options: the job's ``task_options``: keyword arguments of the class or function.
 
     Raises:
         ConfigError: nothing has this name, it can't be imported, a package that it needs is
-            missing, it takes no such option, or its class lacks a method of `Task`.
+            missing, it takes no such option, or it lacks a method of `Task`.
     """
-    options = {} if options is None else options
     make = _call_foreign(name, lambda: _find_class(name))
+    return make_task(name, make, {} if options is None else options)
+
+
+def make_task(name: str, make: Callable[..., Any], options: Mapping[str, OptionValue]) -> Task:
+    """Return the task that a class or function makes.
+
+    Raises:
+        ConfigError: it takes no such option, fails, or makes something that lacks a method.
+    """
     _check_options(name, make, options)
     task: Task = _call_foreign(name, lambda: make(**options))
+    require_methods(name, task)
+    return task
+
+
+def require_methods(name: str, task: Any) -> None:
+    """Refuse what is no task.
+
+    Raises:
+        ConfigError: it lacks a method of `Task`.
+    """
     for method in REQUIRED_METHODS:
         if not callable(getattr(task, method, None)):
             raise ConfigError(
                 f'task "{name}": {type(task).__name__} has no method {method}(); a task needs '
                 f"{', '.join(REQUIRED_METHODS[:-1])} and {REQUIRED_METHODS[-1]}"
             )
-    return task
 
 
 def _check_options(name: str, make: Callable[..., Any], options: Mapping[str, OptionValue]) -> None:
@@ -118,9 +137,12 @@ def _import_class(path: str) -> Callable[[], Any]:
 
 
 def _checked_class(name: str, found: Any) -> Callable[[], Any]:
-    if not isinstance(found, type):
-        raise ConfigError(f'task "{name}" is not a class; name a class with the methods of a task')
-    return found
+    if not callable(found):
+        raise ConfigError(
+            f'task "{name}" is not a class, nor a function that returns a task; name one of them'
+        )
+    make: Callable[[], Any] = found
+    return make
 
 
 def _call_foreign(name: str, load: Callable[[], Any]) -> Any:
@@ -146,8 +168,7 @@ def _missing_module(task_name: str, module: str | None) -> str:
             "holds it on PYTHONPATH"
         )
     package = "a module" if module is None else module.partition(".")[0]
+    remedy = _REMEDIES.get(package, f"pip install {package}")
     if package in _EXTRAS:
         remedy = f'pip install "mpcfl[{_EXTRAS[package]}]"'
-    else:
-        remedy = f"pip install {package}"
     return f"the package {package} is missing; install it with: {remedy}"

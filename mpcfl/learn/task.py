@@ -76,6 +76,71 @@ class MeasuresOwnMetrics(Protocol):
 
 
 @runtime_checkable
+class MeasuresItself(Protocol):
+    """An optional method of a task that measures its models by code of its own."""
+
+    def measure(self, model: nn.Module, rounds_done: int) -> Mapping[str, float]:
+        """Return named figures of a model; may be none. What they say is published.
+
+        Then ``loss`` and ``test_data`` are not asked for any figure. No record of a party may have
+        a part in what is returned.
+
+        Args:
+            model: public; left unchanged.
+            rounds_done: how many rounds made it; 0 for the initial one.
+        """
+        ...
+
+
+@runtime_checkable
+class TrainsItself(Protocol):
+    """An optional method of a task whose parties train by code of their own, as a whole.
+
+    What such code does with a single record can't be seen, so that it can't be bounded: only the
+    party as a whole can be hidden. The job's unit is "party" or "none".
+    """
+
+    def train_party(self, model: nn.Module, data: Records, round_id: int) -> nn.Module:
+        """Return the model after training on one party's data; called only at that party.
+
+        It may raise anything, and return anything: at party level such an update is zero.
+
+        Args:
+            model: a copy of the global one, to be used in any way.
+            data: what `party_data` returned.
+            round_id: index of the round, from 0.
+
+        Returns:
+            A model with the same trainable parameters; may be ``model`` itself.
+        """
+        ...
+
+
+@runtime_checkable
+class CountsExamples(Protocol):
+    """An optional attribute of a task that trains itself.
+
+    Attributes:
+        counts_examples: ``party_data`` has a row for every record, so that private weights of
+            parties can be formed.
+    """
+
+    counts_examples: bool
+
+
+@runtime_checkable
+class ReadsPartyData(Protocol):
+    """A task whose parties say, each in its own party file, where their data lie."""
+
+    def locate(self, path: Path) -> None:
+        """Take the path of this party's data; called before any other method, at that party only.
+
+        Private, as the data are: it must not change the model, nor anything that is public.
+        """
+        ...
+
+
+@runtime_checkable
 class Prepares(Protocol):
     """An optional method of a task whose data take long to get ready."""
 

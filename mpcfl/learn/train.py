@@ -30,8 +30,10 @@ from mpcfl.learn.device import check_device, secret_device_generator
 from mpcfl.learn.model import flat_change, flat_rows, trainable_size
 from mpcfl.learn.opacus_check import OpacusUse, check_layers, check_one_by_one, check_rows
 from mpcfl.learn.opacus_gradients import OneByOne, OpacusGradients, gradient_copy, with_hooks
+from mpcfl.learn.own_training import own_update
 from mpcfl.learn.proximal import hold_back
-from mpcfl.learn.task import Records, Task, example_records
+from mpcfl.learn.quiet import muted
+from mpcfl.learn.task import Records, Task, TrainsItself, example_records
 
 Matrix = NDArray[np.float64]
 _Tensors = dict[str, Tensor]
@@ -48,7 +50,7 @@ def local_update(
     Args:
         model: the global model; left unchanged.
         data: this party's records, at least one.
-        task: gives the loss.
+        task: gives the loss, or trains by itself.
         training: ``local_steps``, ``batch_size`` (all records, if it is larger) and
             ``learning_rate`` of plain gradient descent, ``proximal_mu`` and ``device``.
         round_id: index of the round, from 0.
@@ -56,8 +58,13 @@ def local_update(
     Returns:
         The update, shape (1, dim), float64: a block with one row, as at record level.
 
+    Raises:
+        ConfigError: the task trains by itself and returns no such model.
+
     Privacy: depends on all of the party's records; the party is the unit.
     """
+    if isinstance(task, TrainsItself):
+        return own_update(model, data, task, round_id)
     inputs, targets = data
     device = torch.device(training.device)
     local_model = copy.deepcopy(model).train().to(device)
@@ -216,10 +223,14 @@ def _check_opacus(model: nn.Module, task: Task, training: TrainingTable) -> None
 def check_local_update(model: nn.Module, task: Task, training: TrainingTable) -> None:
     """Try local training on two public test records, before any private one is read.
 
+    A task that trains by itself is not tried: its code takes a party's data, not records.
+
     Raises:
         ConfigError: it fails, with torch's reason, or the device is not there.
     """
     check_device(training.device)
+    if isinstance(task, TrainsItself):
+        return
     inputs, targets = example_records(task)
     try:
         local_update(model, (inputs[:2], targets[:2]), task, training, round_id=0)
@@ -235,9 +246,10 @@ def local_update_or_nan(
     """Return `local_update`, or a row of NaN if it fails on this party's records.
 
     The clip stage turns the row into zero: at party level an error would tell something about
-    the data, and nobody may stop for it.
+    the data, and nobody may stop for it. Nor does anybody see what the task's code prints.
     """
     try:
-        return local_update(model, data, task, training, round_id)
+        with muted():
+            return local_update(model, data, task, training, round_id)
     except Exception:  # noqa: BLE001 - foreign code on private records
         return np.full((1, trainable_size(model)), np.nan)

@@ -95,6 +95,12 @@ class Kind(IntEnum):
     VERDICT = 24
     KEY_HELD = 25
     HELD_VALUES = 26
+    PLACED = 27
+    CHECKPOINT = 28
+    CHECKPOINT_PART = 29
+    WRITTEN = 30
+    TOTAL_MEMORY = 31
+    TOTAL_HEAD = 32
 
     @property
     def words(self) -> str:

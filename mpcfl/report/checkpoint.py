@@ -1,10 +1,10 @@
 """The checkpoint of a run: the public state after its last applied round, and nothing else.
 
-Rank 0 writes it after each round is applied and before it is committed, so that a model that
-was paid for is never lost. It holds what every rank knows anyway: the parameters, the state
-of the server step, the clip norm and what opened counts have told. It never holds noise,
-masks, keys, a batch or an update, and no attempt number: what was spent is the ledgers' to
-say, and no checkpoint takes it back.
+One party of each folder writes it after each round is applied and before it is committed, so
+that a model that was paid for is never lost. It holds what every rank knows anyway: the
+parameters, the state of the server step, the clip norm and what opened counts have told. It
+never holds noise, masks, keys, a batch or an update, and no attempt number: what was spent is
+the ledgers' to say, and no checkpoint takes it back.
 
 A checkpoint that was damaged, or is of another job, plan or model, is refused. It is not
 signed: whoever may write into the run's folder can put another public state there.
@@ -16,6 +16,8 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -145,8 +147,12 @@ def _write_vectors(path: Path, public: PublicState) -> str:
 def _write_facts(folder: Path, facts: CheckpointFacts) -> None:
     document = {"schema": SCHEMA, **asdict(facts), "digest": facts.digest()}
     write_atomically(folder / FILE_NAME, json.dumps(document, indent=2) + "\n")
+    _remove_old(folder, facts.arrays_name)
+
+
+def _remove_old(folder: Path, newest: str) -> None:
     for old in folder.glob("state-*.npz"):
-        if old.name != facts.arrays_name:
+        if old.name != newest:
             old.unlink()
 
 
@@ -176,6 +182,46 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise _damaged(folder / facts.arrays_name, error) from None
     return Checkpoint(facts, parameters, ServerState(first, second))
+
+
+def stored_checkpoint(folder: Path) -> tuple[Path, Path]:
+    """Return the files of a checkpoint that `load_checkpoint` took: its vectors, its facts."""
+    facts = folder / FILE_NAME
+    return folder / json.loads(facts.read_text(encoding="utf-8"))["arrays_name"], facts
+
+
+@dataclass(slots=True)
+class IncomingCheckpoint:
+    """Takes the files of a checkpoint of another host.
+
+    Attributes:
+        vectors: to be written to, front to back.
+        facts: the file of facts.
+    """
+
+    vectors: BinaryIO
+    facts: str = ""
+
+
+@contextmanager
+def incoming_checkpoint(folder: Path, next_round: int) -> Iterator[IncomingCheckpoint]:
+    """Put a checkpoint that comes in parts in the place of an older one, once all of it is there.
+
+    It may be anything: `load_checkpoint` and `restore` tell.
+
+    Raises:
+        ConfigError: the disk refuses; the checkpoint before is still there.
+    """
+    try:
+        with open_atomically(folder / _arrays_name(next_round)) as vectors:
+            incoming = IncomingCheckpoint(vectors)
+            yield incoming
+        write_atomically(folder / FILE_NAME, incoming.facts)
+        _remove_old(folder, _arrays_name(next_round))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: can't write the checkpoint: {error.strerror}; free space, then resume"
+        ) from None
 
 
 def restore(public: PublicState, checkpoint: Checkpoint) -> None:

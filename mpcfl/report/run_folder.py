@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "threshold-key.txt"
 
     @property
+    def party_files_note(self) -> Path:
+        """Is there if the parties knew each other by their party files when the run began."""
+        return self.path / "party-files.txt"
+
+    @property
     def checkpoint(self) -> Path:
         """The folder of the last checkpoint, and of what is known of the rounds before it."""
         return self.path / "checkpoint"
@@ -114,7 +119,9 @@ class RunLock:
             ConfigError: another process has it, or there is no run.
         """
         try:
-            self._descriptor = os.open(folder.job_json, os.O_RDWR | os.O_CLOEXEC)
+            # Whoever only looks may not be allowed to write.
+            access = os.O_RDONLY if probe else os.O_RDWR
+            self._descriptor = os.open(folder.job_json, access | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(f"{folder.job_json}: can't open it: {error.strerror}") from None
         try:

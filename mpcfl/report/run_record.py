@@ -185,8 +185,12 @@ def append_round(path: Path, record: RoundRecord) -> None:
 
 def replace_rounds(path: Path, records: Iterable[RoundRecord]) -> None:
     """Write the file of rounds anew, or leave the old file as it was."""
-    lines = [_ROUND_ADAPTER.dump_json(record).decode() + "\n" for record in records]
-    write_atomically(path, "".join(lines))
+    write_atomically(path, round_lines(records))
+
+
+def round_lines(records: Iterable[RoundRecord]) -> str:
+    """Return rounds as the file of rounds holds them."""
+    return "".join(_ROUND_ADAPTER.dump_json(record).decode() + "\n" for record in records)
 
 
 def read_rounds(path: Path, last: int) -> list[RoundRecord]:

@@ -72,6 +72,29 @@ def test_missing_package_of_a_built_in_task_names_the_extra(
         load_task("mnist5k")
 
 
+def test_missing_flower_is_named_with_the_way_that_installs(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    module.write_text("import flwr\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r'"mpcfl\[flower\]" && pip install --no-deps flwr=='):
+        load_task("own_task_module:T")
+
+
+def test_function_that_returns_a_task_will_do_for_a_class(module: Path) -> None:
+    module.write_text(
+        "from mpcfl.learn.tasks.digits import DigitsTask\n"
+        "def digits(split='iid'):\n    return DigitsTask(split=split)\n"
+        "def nothing():\n    return None\n",
+        encoding="utf-8",
+    )
+    assert type(load_task("own_task_module:digits", {"split": "iid"})) is DigitsTask
+    with pytest.raises(ConfigError, match=r"no such option; it takes split"):
+        load_task("own_task_module:digits", {"size": 3})
+    with pytest.raises(ConfigError, match=r"NoneType has no method model\(\)"):
+        load_task("own_task_module:nothing")
+
+
 def test_missing_package_of_an_own_task_is_named(module: Path) -> None:
     module.write_text("import no_such_package_here.inner\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="pip install no_such_package_here"):

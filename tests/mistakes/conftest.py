@@ -34,8 +34,9 @@ from mpcfl.hazmat.bits import KeystreamBits, raw_keyed_bits
 from mpcfl.net.memory import MemoryTransport, run_parties
 from mpcfl.parties import progress
 from mpcfl.parties.events import Event, RoundDone
+from mpcfl.parties.folders import RunPlace
 from mpcfl.parties.ledgers import open_ledgers
-from mpcfl.parties.program import _run_rounds
+from mpcfl.parties.program import serve_rounds
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.round import PublicState, run_round, run_rounds
 
@@ -325,7 +326,9 @@ def run_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ra
             with closing(connected(job, transport)) as connection:
                 _watch(transport, ran.sent.setdefault(transport.rank, []))
                 open_ledgers(rank, connection, ran.folder)
-                _run_rounds(rank, ran.folder, connection, told)
+                everybody = tuple(connection.members)
+                place = RunPlace(ran.folder, everybody, everybody[:1])
+                serve_rounds(rank, place, connection, told)
 
         open_sum = progress.open_sum
 

@@ -57,7 +57,7 @@ def looks(job_of, guarded_task, run_job):
 def test_every_party_loads_its_own_records_once_and_nothing_else(looks, sabotage):
     assert looks() == [0, 1, 2]
 
-    def on_private_data(right, model, task, *_):
+    def on_private_data(right, model, task, *_, **__):
         inputs, targets = task.party_data(0, 3)
         return {"loss": float(task.loss(model(inputs), targets).detach())}
 

@@ -74,6 +74,7 @@ os._exit(0)
 
 
 @pytest.mark.mpi
+@pytest.mark.open_mpi
 def test_alarms_reach_the_living_and_never_wait_for_the_dead(mpirun, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

@@ -422,6 +422,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.open_mpi
 def test_blocks_that_came_over_mpi_before_a_rank_died_are_known(mpirun, tmp_path):
     script = tmp_path / "arrivals.py"
     script.write_text(ARRIVALS)

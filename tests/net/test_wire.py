@@ -82,6 +82,8 @@ def test_kinds_keep_their_numbers() -> None:
         "ALARM": 14, "VIEW_SIGNATURE": 15, "HOLDINGS": 16, "SUM_OPTIONS": 17,
         "GRAPH_COMMITMENT": 18, "GRAPH_NONCE": 19, "SHARED_SUM": 20, "TAG_KEY": 21, "TAGS": 22,
         "NONCE": 23, "VERDICT": 24, "KEY_HELD": 25, "HELD_VALUES": 26,
+        "PLACED": 27, "CHECKPOINT": 28, "CHECKPOINT_PART": 29, "WRITTEN": 30, "TOTAL_MEMORY": 31,
+        "TOTAL_HEAD": 32,
     }  # fmt: skip
 
 

@@ -22,8 +22,9 @@ from mpcfl.net.memory import Lane, MemoryNetwork, MemoryTransport
 from mpcfl.parties import data_party
 from mpcfl.parties.connection import Carrier, Connection
 from mpcfl.parties.events import Event
+from mpcfl.parties.folders import RunPlace
 from mpcfl.parties.ledgers import open_ledgers
-from mpcfl.parties.program import _run_rounds
+from mpcfl.parties.program import serve_rounds
 from mpcfl.parties.rules import rank_names, require_quorum, seats
 from mpcfl.parties.setup import Rank, make_rank
 from mpcfl.report.checkpoint import load_checkpoint, restore, save_checkpoint
@@ -175,7 +176,8 @@ def run_job(
                 open_ledgers(ranks[seat], connection, folder)
                 prepare(ranks[seat])
                 network.in_rounds.add(seat)
-                _run_rounds(ranks[seat], folder, connection, ran.events.append)
+                place = RunPlace(folder, numbers, numbers[:1])
+                serve_rounds(ranks[seat], place, connection, ran.events.append)
                 ran.members[seat] = connection.members
         except BaseException as error:  # noqa: BLE001 - the test says which one it expects
             ran.errors[seat] = error

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from mpcfl.dp.charge import Budget
 from mpcfl.errors import ConfigError, KeyFileError, TranscriptMismatch
 from mpcfl.net.handshake import Authenticated, HandshakeContext, authenticate
 from mpcfl.net.identity import Identity, public_key_text
 from mpcfl.net.memory import MemoryTransport, run_parties
-from mpcfl.parties.party_file import PartyFile, load_party_file
+from mpcfl.parties.party_file import OwnLedger, PartyFile, load_party_file
 
 NAMES = ("north", "south", "east")
 KEYS = {name: bytes([number]) * 32 for number, name in enumerate(NAMES)}
@@ -61,6 +62,19 @@ def test_a_party_that_is_not_in_the_job_is_refused(tmp_path: Path) -> None:
 
 
 KEY = public_key_text(KEYS["south"])
+OWN = 'name = "north"\nidentity = "k"\npeers = {}\n'
+LEDGER = f'{OWN}\n[ledger]\nfolder = "l"\ndata_set = "d"\n'
+
+
+def test_what_lies_at_the_party_is_found_from_the_party_file(tmp_path: Path) -> None:
+    path = tmp_path / "north.toml"
+    path.touch(mode=0o600)
+    path.write_text(f'data = "in/a.csv"\n{LEDGER}epsilon = 3.0\ndelta = 1e-6\n')
+    own = load_party_file(path)
+    assert own.data == tmp_path / "in" / "a.csv"
+    assert own.ledger == OwnLedger(tmp_path / "l", "d", Budget(3.0, 1e-6))
+    path.write_text(OWN)
+    assert load_party_file(path).data is load_party_file(path).ledger is None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +83,10 @@ KEY = public_key_text(KEYS["south"])
         ('name = "north"\nidentity = "k"', "peers is missing; add it"),
         ('identity = "k"\n[peers]', "name is missing; add it"),
         ('nam = "north"\nidentity = "k"\n[peers]', "unknown key nam; did you mean name?"),
-        ('name = "north"\nidentity = "k"\nx = 1\n[peers]', "known keys are identity, name, peers"),
+        (
+            'name = "north"\nidentity = "k"\nx = 1\n[peers]',
+            "known keys are data, identity, ledger, name, peers",
+        ),
         ('name = "no rth"\nidentity = "k"\n[peers]', "name is not valid"),
         ('name = 7\nidentity = "k"\n[peers]', "name is not valid"),
         ('name = "north"\nidentity = ""\n[peers]', "identity is not valid: write the name"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
@@ -29,7 +30,7 @@ from mpcfl.parties.events import (
     to_json,
 )
 from mpcfl.parties.program import _agree_on_start, _tenths
-from mpcfl.parties.setup import make_rank
+from mpcfl.parties.setup import Rank, make_rank
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.report.run_record import RunRecord
 
@@ -212,8 +213,23 @@ def test_what_takes_long_is_done_before_the_model_is_made() -> None:
     assert rank.public.task.is_ready
 
 
+@pytest.fixture
+def _one_loads_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initial weights come from torch's one generator, which threads share and ranks don't."""
+    loading = threading.Lock()
+
+    def locked(*arguments: Any) -> Rank:
+        with loading:
+            return make_rank(*arguments)
+
+    monkeypatch.setattr("mpcfl.parties.program.make_rank", locked)
+
+
+@pytest.mark.usefixtures("_one_loads_after_the_other")
 def test_one_party_tells_what_is_made_ready_and_no_more_often_than_it_helps() -> None:
-    options = Namespace(keys=None, passphrases=None, debug=False)
+    options = Namespace(
+        keys=None, passphrases=None, party=None, party_files=None, debug=False, track=[]
+    )
     told: dict[int, list[Event]] = {0: [], 1: []}
 
     def start(transport: MemoryTransport) -> None:
@@ -226,8 +242,11 @@ def test_one_party_tells_what_is_made_ready_and_no_more_often_than_it_helps() ->
     assert told[0] == [Preparing("things", done, 40) for done in range(0, 41, 4)]
 
 
+@pytest.mark.usefixtures("_one_loads_after_the_other")
 def test_nobody_starts_if_a_party_can_not_get_ready() -> None:
-    options = Namespace(keys=None, passphrases=None, debug=False)
+    options = Namespace(
+        keys=None, passphrases=None, party=None, party_files=None, debug=False, track=[]
+    )
 
     def start(transport: MemoryTransport) -> None:
         job = make_job("Unready" if transport.rank == 1 else "Prepared")
