@@ -6,11 +6,14 @@ STAMP := $(VENV)/.setup-done
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell grep '^torch==' constraints.txt)
 CRYPTEN := $(shell grep '^crypten==' constraints.txt)
+MPICH := build/mpich
+MPICH_TESTS := tests/launch/test_mpich.py "tests/contract/test_transport.py::test_mpi_keeps_the_contract[3-True]"
+FLOWER := $(shell grep '^flwr==' constraints.txt)
 # Ranks and tests run side by side; one thread each is fastest.
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage erase-coverage run-tests chaos check format bench-smoke clean
+.PHONY: help setup demo test coverage erase-coverage run-tests test-mpich chaos check docs figures format bench-smoke clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,9 +25,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile mpcfl/hazmat/dot.c mpcfl/hazma
 	$(PYTHON) -m venv $(VENV)
 	@# torch first, and pinned: other packages would pull its newest GPU build.
 	$(PIP) install -c constraints.txt $(TORCH) setuptools
-	$(PIP) install -c constraints.txt -e '.[all,peers,dev,docs]'
-	@# CrypTen's metadata names packages that don't install; its real needs came with the line above.
-	$(PIP) install --no-deps $(CRYPTEN)
+	$(PIP) install -c constraints.txt -e '.[all,flower,peers,dev,docs]'
+	@# CrypTen's metadata names packages that don't install, Flower's pins versions that don't go with
+	@# ours; the real needs of both came with the line above.
+	$(PIP) install --no-deps $(CRYPTEN) $(FLOWER)
 	@touch $(STAMP)
 
 demo: setup ## train on real data at four parties; the budget every round, the accuracy at the end
@@ -51,6 +55,18 @@ run-tests: setup
 	cat build/tests.log; \
 	test $$with_mpi -eq 0 -a $$without -eq 0
 
+test-mpich: $(MPICH)/.setup-done ## run some tests under MPICH; all with MPI: make test-mpich MPICH_TESTS="-m mpi"
+	@# Unbuffered, Python writes a line in pieces, which MPICH's mpirun mixes with those of other ranks.
+	env -u PYTHONUNBUFFERED $(MPICH)/bin/python -m pytest $(MPICH_TESTS)
+
+$(MPICH)/.setup-done: $(STAMP)
+	$(BIN)/python -m venv $(MPICH)
+	$(MPICH)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -c constraints.txt mpich mpi4py
+	@# All else is that of .venv; what is installed here comes first.
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(MPICH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/setup.pth"
+	@touch $@
+
 chaos: setup ## kill every party at every point under every backend, and at random times: an hour
 	@# In pieces: make chaos CHAOS="--only ring", then CHAOS=--resume.
 	$(BIN)/python tests/mpi/chaos.py $(CHAOS)
@@ -63,6 +79,13 @@ check: setup ## lint, format and types
 	$(PIP) install --no-deps --no-build-isolation --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p mpcfl
 	MYPYPATH=build/typed $(BIN)/mypy benchmarks
+	MYPYPATH=build/typed:docs/scripts $(BIN)/mypy docs/scripts
+
+docs: setup ## build the documentation into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+figures: setup ## draw the figures of the documentation anew, from benchmarks/results
+	$(BIN)/python docs/scripts/figures.py
 
 format: setup ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only .

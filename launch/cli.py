@@ -6,19 +6,21 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from mpcfl import __version__
 from mpcfl.errors import MpcflError
 from mpcfl.launch.audit_cli import audit_app
+from mpcfl.launch.bench_group import GridByDefault
 from mpcfl.launch.identity_cli import identity_app
 from mpcfl.launch.keygen_cli import keygen
 from mpcfl.launch.options import (
     Backend,
     Debug,
+    GridArgument,
+    Hostfile,
     Insecure,
     JobArgument,
     Json,
@@ -31,8 +33,10 @@ from mpcfl.launch.options import (
     PartyFiles,
     Passphrases,
     Resume,
+    Track,
     Without,
 )
+from mpcfl.launch.watch_cli import serve, watch
 
 app = typer.Typer(
     name="mpcfl",
@@ -48,19 +52,7 @@ _EXIT_ERROR = 1
 _EXIT_INTERRUPTED = 130
 
 
-class _GridByDefault(TyperGroup):
-    """Takes `mpcfl bench GRID` and `mpcfl bench --smoke` for `mpcfl bench grid ...`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default command in front unless a command, or help, is asked for."""
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
-            args = ["grid", *args]
-        return super().parse_args(ctx, args)
-
-
-bench_app = typer.Typer(
-    cls=_GridByDefault, help="Compare the crypto backends on the same integers."
-)
+bench_app = typer.Typer(cls=GridByDefault, help="Compare the crypto backends on the same integers.")
 ledger_app = typer.Typer(help="Show or verify a party's privacy ledger.", no_args_is_help=True)
 app.add_typer(identity_app, name="identity")
 app.add_typer(bench_app, name="bench")
@@ -81,6 +73,8 @@ def run(
     party: Party = None,
     party_files: PartyFiles = None,
     without: Without = None,
+    hostfile: Hostfile = None,
+    track: Track = None,
     insecure: Insecure = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -106,6 +100,8 @@ def run(
             party=party,
             party_files=party_files,
             without=tuple(without or ()),
+            hostfile=hostfile,
+            track=tuple(track or ()),
         )
     )
 
@@ -136,11 +132,10 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
 
 app.command()(keygen)
+app.command()(watch)
+app.command()(serve)
 
 
-GridArgument = Annotated[
-    str | None, typer.Argument(metavar="GRID", help="A file, or a packaged grid.")
-]
 ResumeGrid = Annotated[
     Path | None,
     typer.Option(

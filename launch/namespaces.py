@@ -4,8 +4,9 @@ A host has its own interfaces and its own host name, and no name in the file sys
 process keeps it, and the holder ends when its standard input is closed. So it vanishes with the
 program that made it, even if that is killed outright.
 
-Files, processes and memory are shared with this machine: what runs on a host is separated for
-measuring, not for safety. Needs Linux, root, and ``ip``, ``unshare`` and ``nsenter``.
+Files, processes and memory are shared with this machine, but for one folder where a host is given
+its own: what runs on a host is separated for measuring, not for safety. Needs Linux, root, and
+``ip``, ``unshare`` and ``nsenter``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import NoReturn
 from mpcfl.errors import MpcflError
 
 _HOLD = 'hostname "$0" && ip link set lo up && echo ready && exec cat'
+_HOLD_FILES = f'mount -t tmpfs -o mode=0700 files "$1" && {_HOLD}'
 _DEADLINE_S = 10.0
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where MPI keeps it; only our names are touched
@@ -38,27 +40,41 @@ class Host:
         name: its host name, unlike any other's.
         address: of its interface; "" if it has none.
         holder: process number of the process that keeps its namespaces.
+        has_own_files: there is a folder that shows other files here than on other hosts.
     """
 
     name: str
     address: str
     holder: int
+    has_own_files: bool = False
 
     def enter(self) -> list[str]:
         """Return the beginning of a command line that runs the rest of it on this host."""
-        return ["nsenter", "--target", str(self.holder), "--net", "--uts"]
+        files = ["--mount", f"--wd={Path.cwd()}"] if self.has_own_files else []
+        return ["nsenter", "--target", str(self.holder), "--net", "--uts", *files]
 
 
 @contextmanager
-def make_host(name: str, address: str) -> Iterator[Host]:
+def make_host(name: str, address: str, own_folder: Path | None = None) -> Iterator[Host]:
     """Keep a host; at the end nothing that runs on it is left.
+
+    Args:
+        name: of the host.
+        address: of its interface, which somebody else makes.
+        own_folder: an existing folder whose files on this host, empty at first and kept in
+            memory, no other host and no program outside can reach.
 
     Raises:
         MpcflError: the system refused; the message has its words.
     """
-    with kept(["unshare", "--net", "--uts", "sh", "-c", _HOLD, name]) as holder:
+    private, hold = (
+        ([], [_HOLD, name])
+        if own_folder is None
+        else (["--mount"], [_HOLD_FILES, name, str(own_folder)])
+    )
+    with kept(["unshare", "--net", "--uts", *private, "sh", "-c", *hold]) as holder:
         try:
-            yield Host(name, address, holder)
+            yield Host(name, address, holder, own_folder is not None)
         finally:
             _end_members(holder)
             for left in _SHARED_MEMORY.glob(f"*{name}*"):

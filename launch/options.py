@@ -7,15 +7,43 @@ from typing import Annotated
 
 import typer
 
-JobArgument = Annotated[str, typer.Argument(help="A job file, or the name of a packaged job.")]
+from mpcfl.launch.completion import (
+    complete_backend,
+    complete_grid,
+    complete_job,
+    complete_key,
+)
+
+JobArgument = Annotated[
+    str,
+    typer.Argument(help="A job file, or the name of a packaged job.", autocompletion=complete_job),
+]
+GridArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="GRID", help="A file, or a packaged grid.", autocompletion=complete_grid
+    ),
+]
 Parties = Annotated[int | None, typer.Option("-n", help="Number of data parties.")]
-Backend = Annotated[str | None, typer.Option(help="Backend, in place of the job's.")]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="Backend, in place of the job's.", autocompletion=complete_backend),
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a job key.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Change a job key.",
+        autocompletion=complete_key,
+    ),
 ]
 OptionalJob = Annotated[
     str | None,
-    typer.Argument(help="A job file, or the name of a packaged job; not needed with --resume."),
+    typer.Argument(
+        help="A job file, or the name of a packaged job; not needed with --resume.",
+        autocompletion=complete_job,
+    ),
 ]
 Resume = Annotated[
     Path | None,
@@ -51,11 +79,26 @@ PartyFiles = Annotated[
         metavar="DIR", help="Folder of party files, NAME.toml each; every rank reads its own."
     ),
 ]
+Hostfile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Hosts, one on a line; the first party runs on the first, and so on.",
+    ),
+]
 Without = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
         help="With --resume: go on without this party, as far as parties.max_dropout goes.",
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME[=PLACE]",
+        help="Feed a tracker as well: tensorboard or mlflow, in the run's folder or in PLACE.",
     ),
 ]
 Insecure = Annotated[

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpcfl import dp as dp
+    from mpcfl.launch.federation import Federation as Federation
+    from mpcfl.launch.federation import FederationResult as FederationResult
+    from mpcfl.learn.flower import FlowerTask as FlowerTask
+    from mpcfl.learn.loop import LoopTask as LoopTask
     from mpcfl.net.known_peers import open_authenticated as open_authenticated
     from mpcfl.secagg.key_holding import hold_share as load_key_share
     from mpcfl.secagg.session import open_secure_sum as open_secure_sum
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Federation",
+    "FederationResult",
+    "FlowerTask",
+    "LoopTask",
     "__version__",
     "dp",
     "load_key_share",
@@ -27,6 +35,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Federation": ("mpcfl.launch.federation", "Federation"),
+    "FederationResult": ("mpcfl.launch.federation", "FederationResult"),
+    "FlowerTask": ("mpcfl.learn.flower", "FlowerTask"),
+    "LoopTask": ("mpcfl.learn.loop", "LoopTask"),
     "load_key_share": ("mpcfl.secagg.key_holding", "hold_share"),
     "open_authenticated": ("mpcfl.net.known_peers", "open_authenticated"),
     "open_secure_sum": ("mpcfl.secagg.session", "open_secure_sum"),

@@ -27,6 +27,7 @@ Run = Callable[..., Finished]
 
 # Fixtures whose tests start processes of their own.
 _STARTING = frozenset({"mpcfl_command", "mpirun"})
+_NO_ULFM = "MPICH has no ULFM here"
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
@@ -36,6 +37,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "fixturenames", ())
         if _STARTING.intersection(fixtures):
             item.add_marker(pytest.mark.mpi)
+        for needs in item.iter_markers("open_mpi"):
+            if _is_mpich():
+                item.add_marker(pytest.mark.skip(reason=(*needs.args, _NO_ULFM)[0]))
+
+
+def _is_mpich() -> bool:
+    """Tell whether tests run under MPICH; without any MPI they say so themselves."""
+    from mpcfl.errors import BackendUnavailable
+    from mpcfl.launch.mpi_line import MpiKind, kind_of
+    from mpcfl.launch.mpirun import find_mpirun
+
+    try:
+        return kind_of(find_mpirun()) is MpiKind.MPICH
+    except BackendUnavailable:
+        return False
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,13 +10,14 @@ from mpcfl.bench.result_folder import begin_results
 from mpcfl.bench.run import run_grid
 from mpcfl.bench.scaling import workload_of
 from mpcfl.errors import MpcflError
+from mpcfl.launch.mpi_line import MpiKind, kind_of
+from mpcfl.launch.mpirun import find_mpirun
 
 LIBRARIES = ("torch", "crypten", "gmpy2", "phe", "tenseal", "heu", "scipy", "matplotlib")
 GRID = 'name = "test"'
-MPIRUN = (
-    str(Path(sys.executable).with_name("mpirun")),
-    *("--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"),
-)
+_IS_MPICH = kind_of(find_mpirun()) is MpiKind.MPICH
+_OPEN_MPI = ("--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1")
+MPIRUN = (str(find_mpirun()), *(() if _IS_MPICH else _OPEN_MPI))
 
 
 def _mpirun(n_ranks):

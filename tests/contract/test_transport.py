@@ -355,6 +355,7 @@ os._exit(0)
 
 
 @pytest.mark.mpi
+@pytest.mark.open_mpi
 def test_mpi_ranks_that_are_left_keep_the_contract(mpirun, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(LEFT.format(contract=__file__))
@@ -402,10 +403,15 @@ MPI.COMM_WORLD.Abort(9)
 @pytest.mark.parametrize(
     ("fate", "words", "at_most_s"),
     [
-        ("os.kill(os.getpid(), 9)", "south (rank 1) died", 2.0),
-        ("time.sleep(60)", "south (rank 1) did not answer within 1 s", 3.0),
+        pytest.param(
+            *("os.kill(os.getpid(), 9)", "south (rank 1) died", 2.0),
+            marks=pytest.mark.open_mpi,
+            id="dead",
+        ),
+        pytest.param(
+            *("time.sleep(60)", "south (rank 1) did not answer within 1 s", 3.0), id="silent"
+        ),
     ],
-    ids=["dead", "silent"],
 )
 def test_mpi_names_a_dead_and_a_silent_party(
     mpirun, tmp_path: Path, calls: list[str], fate: str, words: str, at_most_s: float
@@ -424,7 +430,11 @@ def test_mpi_names_a_dead_and_a_silent_party(
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    "fate", ["os.kill(os.getpid(), 9)", "time.sleep(60)"], ids=["dead", "silent"]
+    "fate",
+    [
+        pytest.param("os.kill(os.getpid(), 9)", marks=pytest.mark.open_mpi, id="dead"),
+        pytest.param("time.sleep(60)", id="silent"),
+    ],
 )
 def test_mpi_reduction_that_a_party_is_missing_from_ends_at_the_deadline(
     mpirun, tmp_path: Path, fate: str
@@ -599,6 +609,7 @@ MPI.COMM_WORLD.Abort(9)
 
 
 @pytest.mark.mpi
+@pytest.mark.open_mpi
 def test_mpi_rank_that_dies_within_a_ring_sum_is_named_at_all_others(mpirun, tmp_path) -> None:
     """Half of its chunks have left; more than one is under way, and one is being masked."""
     program = tmp_path / "program.py"

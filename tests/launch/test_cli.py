@@ -23,7 +23,10 @@ from mpcfl.launch.live import live_view
 from mpcfl.launch.mpirun import Outcome
 from mpcfl.parties.events import Ended, Failed, Preparing, RoundDone, Started, Stopped
 
-COMMANDS = ("run", "plan", "doctor", "keygen", "identity", "bench", "ledger", "audit")
+COMMANDS = (
+    *("run", "plan", "doctor", "keygen", "watch", "serve"),
+    *("identity", "bench", "ledger", "audit"),
+)
 
 
 def invoke(*arguments: object):

@@ -339,6 +339,7 @@ print(json.dumps({
 
 @NEEDS_HOSTS
 @pytest.mark.mpi
+@pytest.mark.open_mpi("hosts are entered by Open MPI's remote agent")
 def test_mpi_runs_one_rank_on_each_host_and_its_messages_are_on_the_interface() -> None:
     lines: list[str] = []
     with linked_hosts(3, LinkSettings("100mbit", 2 * HALF_MS)) as linked:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mpcfl.errors import BackendUnavailable
 from mpcfl.launch import mpirun
+from mpcfl.launch.ending_signals import SignalsDeferred
 
 
 def test_the_line_is_complete_and_can_be_copied(monkeypatch) -> None:
@@ -182,3 +185,34 @@ def test_only_an_mpirun_that_began_nothing_is_started_again(
     assert mpirun.supervise(command, lines.append).exit_code == code
     assert int(left.read_text()) == failures - starts
     assert lines == (["began"] if code == 0 else [])
+
+
+def test_a_signal_that_comes_while_a_command_starts_is_not_lost(monkeypatch) -> None:
+    """Python drops what a signal raises within a fork; the command would go on as if untold."""
+    start = subprocess.Popen.__init__
+
+    def start_amid_a_signal(self, *arguments, **named) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        start(self, *arguments, **named)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", start_amid_a_signal)
+    marker = f"marker-{os.getpid()}-{time.monotonic()}"
+    command = [sys.executable, "-c", "import time; time.sleep(60)", marker]
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            mpirun.supervise(command, print, timeout_s=2.0)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, held)
+    assert not alive(marker)
+
+
+def test_a_signal_that_is_ignored_stays_so_while_a_command_starts() -> None:
+    held = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalsDeferred():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, held)

@@ -474,6 +474,7 @@ def running(tmp_path: Path, listening: Callable[[], None]) -> Iterator[Running]:
 
 
 @pytest.mark.mpi
+@pytest.mark.open_mpi
 @pytest.mark.parametrize(("rank", "name"), [(0, "bob"), (1, "alice")])
 def test_a_party_that_is_killed_is_named_and_all_others_go(
     rank: int, name: str, running: Running

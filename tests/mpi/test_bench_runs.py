@@ -49,6 +49,7 @@ _IP_AND_TCP, _ETHERNET = 20 + 32, 14
 
 
 @pytest.mark.skipif(bool(_OBSTACLE), reason=_OBSTACLE)
+@pytest.mark.open_mpi("hosts are entered by Open MPI's remote agent")
 def test_a_cell_on_links_knows_its_link_and_what_the_kernel_sent(
     mpcfl_command: Callable[..., Any], tmp_path: Path
 ) -> None:

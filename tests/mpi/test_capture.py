@@ -21,7 +21,11 @@ from canaries import SHORT_BYTES, Haystack, of_integers, of_key, of_numbers
 from hosts import NEEDS_NAMESPACES, Capture, lone_host, over_loopback
 from jobs import TASK, WarmServer, run_job
 
-pytestmark = [pytest.mark.mpi, NEEDS_NAMESPACES]
+pytestmark = [
+    pytest.mark.mpi,
+    pytest.mark.open_mpi("hosts are entered by Open MPI's remote agent"),
+    NEEDS_NAMESPACES,
+]
 
 _WATCHED_RANK = Path(__file__).parent / "watched_rank.py"
 _N_PARTIES = 4

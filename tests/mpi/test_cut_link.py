@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from hosts import NEEDS_NAMESPACES, cut_off
 from jobs import TASK, WarmServer, left_behind, run_job
+from party_files import write_party_files
 from trials import NAMES
 
 from mpcfl.launch.hosts import Host, LinkSettings, linked_hosts
-from mpcfl.net.identity import Identity, public_key_text
 
-pytestmark = [pytest.mark.mpi, NEEDS_NAMESPACES]
+pytestmark = [pytest.mark.mpi, pytest.mark.open_mpi, NEEDS_NAMESPACES]
 
 _DOOMED_RANK = Path(__file__).parent / "doomed_rank.py"
 _DEADLINE_S = 6.0
@@ -46,26 +46,11 @@ deadline_s = {_DEADLINE_S}
 """
 
 
-def write_party_files(folder: Path) -> None:
-    """Give every party an identity, and pin those of all others."""
-    folder.mkdir()
-    keys = {}
-    for name in NAMES:
-        identity = Identity.new()
-        identity.save(folder / f"{name}.key")
-        keys[name] = public_key_text(identity.public_key)
-    for name in NAMES:
-        peers = "".join(f'{peer} = "{key}"\n' for peer, key in keys.items() if peer != name)
-        file = folder / f"{name}.toml"
-        file.touch(mode=0o600)
-        file.write_text(f'name = "{name}"\nidentity = "{name}.key"\n\n[peers]\n{peers}')
-
-
 @pytest.fixture
 def job_folder(tmp_path: Path) -> Path:
     (tmp_path / "small_task.py").write_text(TASK)
     (tmp_path / "job.toml").write_text(_JOB)
-    write_party_files(tmp_path / "parties")
+    write_party_files(tmp_path / "parties", NAMES)
     return tmp_path
 
 

@@ -22,7 +22,7 @@ from mpcfl.audit.transcript import check_run
 from mpcfl.dp import verify_ledger
 from mpcfl.net.identity import Identity, public_key_text
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.open_mpi]
 
 NAMES = ("ada", "ben", "cyd", "dan")
 ERROR = "mpcfl: error: "

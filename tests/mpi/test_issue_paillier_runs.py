@@ -128,6 +128,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.open_mpi
 def test_sums_on_mpi_and_an_opening_by_the_three_who_survive_two_of_five(
     mpirun: Command, tmp_path: Path
 ) -> None:

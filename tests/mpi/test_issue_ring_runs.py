@@ -237,6 +237,7 @@ def test_sessions_of_some_ranks_keep_apart_and_errors_reach_all(ranks: Command) 
     assert said(done) == [f"rank {rank} is done" for rank in range(3)]
 
 
+@pytest.mark.open_mpi
 @pytest.mark.parametrize(("backend", "dim"), [("ring", 2_000_000), ("ring", 3)])
 def test_a_rank_killed_amid_sums_is_an_error_at_all_others_at_once(
     backend: str, dim: int, ranks: Command, tmp_path: Path
@@ -285,6 +286,7 @@ def killed_run(folder: Path, *arguments: str) -> tuple[int, str]:
     return process.returncode, errors
 
 
+@pytest.mark.open_mpi
 def test_digits_learn_on_a_sparse_ring_through_a_kill_within_the_budget(
     mpcfl_command: Command, tmp_path: Path
 ) -> None:

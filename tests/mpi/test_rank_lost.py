@@ -18,7 +18,7 @@ from jobs import Ended, WarmServer
 from judge import judge
 from trials import KINDS, NAMES, Point, Trial, one_per_point
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.open_mpi]
 
 RING, HOLDER = KINDS[0], KINDS[2]
 Run = Callable[[Trial], Verdict]

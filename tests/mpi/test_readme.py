@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +45,21 @@ def test_the_own_task_runs_as_printed(readme: str, mpcfl_command, tmp_path: Path
 def test_the_python_interface_runs_as_printed(readme: str, mpirun, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     check = "\nassert np.array_equal(total, 2 * levels) and total.dtype == levels.dtype\n"
-    program.write_text(blocks(readme, "python")[1] + check)
+    program.write_text(blocks(readme, "python")[2] + check)
     done = mpirun(2, program)
     assert done.code == 0, done.stderr
+
+
+def test_the_notebook_lines_run_as_printed(readme: str, tmp_path: Path) -> None:
+    lines = blocks(readme, "python")[1]
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    epsilon, accuracy = map(float, done.stdout.splitlines()[-1].split())
+    assert 3.9 < epsilon <= 4.0
+    # Ten digits: chance is a tenth.
+    assert accuracy > 0.8
 
 
 def test_every_mpcfl_line_parses(readme: str, mpcfl_command) -> None:

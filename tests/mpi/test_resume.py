@@ -28,9 +28,13 @@ import torch
 from torch import nn
 
 
+# As Open MPI and MPICH call it.
+RANK = os.environ.get("PMIX_RANK") or os.environ["PMI_RANK"]
+
+
 class Watched(torch.Tensor):
     def __getitem__(self, index):
-        with Path(f"samples-{os.environ['PMIX_RANK']}.txt").open("a") as log:
+        with Path(f"samples-{RANK}.txt").open("a") as log:
             log.write(" ".join(str(i) for i in index.tolist()) + "\\n")
         return self.as_subclass(torch.Tensor)[index]
 
@@ -93,10 +97,11 @@ from mpcfl.net.meter import Meter
 
 STAGE, ROUND, RANKS, END = sys.argv[1:5]
 original, rounds = Meter.stage, 0
+RANK = os.environ.get("PMIX_RANK") or os.environ["PMI_RANK"]
 
 
 def die(name, end):
-    if (name, str(rounds), end) == (STAGE, ROUND, END) and os.environ["PMIX_RANK"] in RANKS:
+    if (name, str(rounds), end) == (STAGE, ROUND, END) and RANK in RANKS:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-MPIRUN = Path(sys.executable).parent / "mpirun"
+from mpcfl.launch.mpi_line import MpiKind, kind_of
+from mpcfl.launch.mpirun import find_mpirun
+
+MPIRUN = find_mpirun()
 OPTIONS = "--allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1"
+if kind_of(MPIRUN) is MpiKind.MPICH:
+    OPTIONS = ""
 
 SUMS = """
 import numpy as np

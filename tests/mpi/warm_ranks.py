@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _HEADER_BYTES = 8
-_MAX_FDS = 5
+_MAX_FDS = 6
+# Names an open file by its number.
+_INHERITED = ("PMI_FD",)
 
 
 def stub(path: str, arguments: list[str]) -> int:
@@ -33,7 +35,9 @@ def stub(path: str, arguments: list[str]) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.connect(path)
         header = len(message).to_bytes(_HEADER_BYTES, "big")
-        fds = array.array("i", [0, 1, 2, *namespaces])
+        # MPICH's mpirun talks to a rank through a socket that it inherits.
+        inherited = [int(os.environ[name]) for name in _INHERITED if name in os.environ]
+        fds = array.array("i", [0, 1, 2, *namespaces, *inherited])
         server.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         server.sendall(message)
         # Only the rank has the streams from now on, so that they end when it does.
@@ -135,7 +139,7 @@ def _become(order: dict[str, Any]) -> None:
     """Turn a fork of the server into the rank: namespaces, streams, environment, folder."""
     import ctypes
 
-    *streams, net, uts = order["fds"]
+    *streams, net, uts = order["fds"][:5]
     for target, fd in enumerate(streams):
         os.dup2(fd, target)
         os.close(fd)
@@ -148,6 +152,12 @@ def _become(order: dict[str, Any]) -> None:
         os.close(fd)
     os.environ.clear()
     os.environ.update(order["environment"])
+    inherited = [name for name in _INHERITED if name in os.environ]
+    for name, fd in zip(inherited, order["fds"][5:], strict=True):
+        os.environ[name] = str(fd)
+    if "PMI_RANK" in os.environ:
+        # What Open MPI calls it, for scripts that ask before MPI is there.
+        os.environ["PMIX_RANK"] = os.environ["PMI_RANK"]
     os.chdir(order["folder"])
     # Signals that the test run ignores reach a rank.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -157,6 +167,7 @@ def _become(order: dict[str, Any]) -> None:
 def _run(arguments: list[str]) -> NoReturn:
     """Run a script as Python does; leave without taking apart what the server has imported."""
     import atexit
+    import ctypes
     import runpy
     import traceback
 
@@ -178,7 +189,11 @@ def _run(arguments: list[str]) -> NoReturn:
     sys.stderr.flush()
     if not MPI.Is_finalized():
         MPI.Finalize()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    status = code if isinstance(code, int) else int(code is not None)
+    if "PMI_FD" in os.environ:
+        # MPICH takes leave of its mpirun only here, and who goes without is taken for dead.
+        ctypes.CDLL(None).exit(status)
+    os._exit(status)
 
 
 def _import_all() -> None:
