@@ -74,6 +74,7 @@ class RunOptions:
             keys=_absolute(self.keys),
             passphrases=_absolute(self.passphrases),
             party_files=_absolute(self.party_files),
+            track=tuple(_absolute_track(choice) for choice in self.track),
         )
 
     def for_party(self, name: str) -> RunOptions:
@@ -92,6 +93,11 @@ class RunOptions:
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
+
+
+def _absolute_track(choice: str) -> str:
+    name, has_place, place = choice.partition("=")
+    return f"{name}={Path(place).absolute()}" if has_place else choice
 
 
 def run(options: RunOptions) -> None:

@@ -22,6 +22,7 @@ from mpcfl.launch.hostfile import (
 )
 from mpcfl.launch.mpi_line import MpiKind
 from mpcfl.launch.mpirun import compose
+from mpcfl.launch.run_command import RunOptions
 
 
 def write(folder: Path, text: str) -> Path:
@@ -174,3 +175,16 @@ def test_what_can_not_be_run_on_hosts_is_refused_before_anything_is_started(
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1, shlex.join(more)
     assert "mpirun" not in done.stdout
+
+
+def test_what_parties_are_given_means_the_same_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").touch()
+    asked = RunOptions("job.toml", party_files=Path("parties"), track=("mlflow=all", "tensorboard"))
+    given = asked.with_absolute_paths()
+    assert given.job == str(tmp_path / "job.toml")
+    assert given.track == (f"mlflow={tmp_path}/all", "tensorboard")
+    one = given.for_party("north")
+    assert (one.party, one.party_files) == (tmp_path / "parties" / "north.toml", None)

@@ -26,7 +26,7 @@ from mpcfl.report.units import epsilon_text
 sys.path += [str(Path(__file__).parent.parent / name) for name in ("mpi", "bench", "report")]
 
 from browser import find_browser, open_tab
-from jobs import WarmServer
+from jobs import TASK, WarmServer
 from tracker_stores import (
     as_tensorboard_keeps,
     expected,
@@ -43,37 +43,21 @@ HELD = (3, 6)
 DEADLINE_S = 120.0
 
 # Measuring waits as long as a file is there, so that somebody can look.
-TASK = """
+SLOW_TASK = f"""
 import time
 from pathlib import Path
 
-import torch
-from torch import nn
+{TASK}
 
-
-class SlowTask:
+class SlowTask(SmallTask):
     # The first time is before the first round.
     measured = 0
 
-    def model(self):
-        return nn.Linear(40, 1)
-
-    def party_data(self, party, n_parties):
-        inputs, targets = self.test_data()
-        return inputs[party::n_parties], targets[party::n_parties]
-
-    def test_data(self):
-        inputs = (torch.arange(80 * 40).reshape(80, 40) * 0.7).sin()
-        return inputs, (inputs.sum(dim=1, keepdim=True) > 0.02).float()
-
-    def loss(self, outputs, targets):
-        return nn.functional.binary_cross_entropy_with_logits(outputs, targets)
-
     def metrics(self, outputs, targets):
-        while Path(f"hold-{self.measured}").exists():
+        while Path(f"hold-{{self.measured}}").exists():
             time.sleep(0.02)
         self.measured += 1
-        return {"accuracy": float(((outputs > 0) == (targets > 0.5)).double().mean())}
+        return {{"accuracy": float(((outputs > 0) == (targets > 0.5)).double().mean())}}
 """
 JOB = f"""
 task = "slow_task:SlowTask"
@@ -202,7 +186,7 @@ def _look(tab: Any, looked: Looked, url: str) -> None:
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory: pytest.TempPathFactory, warm: WarmServer) -> Looked:
     folder = tmp_path_factory.mktemp("live")
-    (folder / "slow_task.py").write_text(TASK)
+    (folder / "slow_task.py").write_text(SLOW_TASK)
     (folder / "job.toml").write_text(JOB)
     for number in HELD if BROWSER is not None else ():
         (folder / f"hold-{number}").touch()
