@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile mpcfl/hazmat/dot.c mpcfl/hazma
 	@touch $(STAMP)
 
 demo: setup ## train on real data at four parties; the budget every round, the accuracy at the end
-	$(BIN)/mpcfl run launch/jobs/digits.toml
+	$(BIN)/mpcfl run digits --backend crypten
 
 test: PYTEST := $(BIN)/python -m pytest
 test: run-tests ## run all tests

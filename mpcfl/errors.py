@@ -77,9 +77,9 @@ class TotalBudgetExceeded(BudgetExceeded):
     def __init__(self, epsilon_after: float, epsilon_budget: float) -> None:
         super().__init__(epsilon_after, epsilon_budget)
         self.args = (
-            f"the next round would raise what this party has spent on its data set in all runs to "
-            f"epsilon {epsilon_after:.4f}, above its own budget of {epsilon_budget:.4f}; the run "
-            "stops here and keeps the model",
+            # All parties read this; what a party has spent elsewhere is for its own eyes.
+            "the next round would pass what a party allows for its data set over all of its runs; "
+            "the run stops here and keeps the model",
         )
 
 

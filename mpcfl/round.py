@@ -31,6 +31,7 @@ from mpcfl.learn.local_check import check_local_layers, check_local_training
 from mpcfl.learn.local_dp import LocalTrainer
 from mpcfl.learn.model import check_model, flat_parameters, initial_model, load_flat_parameters
 from mpcfl.learn.own_training import check_own_training
+from mpcfl.learn.quiet import quiet_for
 from mpcfl.learn.registry import load_task
 from mpcfl.learn.task import Task
 from mpcfl.learn.train import (
@@ -178,7 +179,7 @@ def protected_sum(
     def quantized() -> Iterator[NDArray[np.int64]]:
         blocks = _train(public, party, sum_id.round_id)
         while True:
-            with meter.stage("train"):  # 1. Train.
+            with meter.stage("train"), quiet_for(public.job.privacy.unit):  # 1. Train.
                 rows = next(blocks, None)
             if rows is None:
                 return

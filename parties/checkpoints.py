@@ -7,8 +7,9 @@ state, travels sealed, and is checked as any checkpoint is. No times travel with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mpcfl.errors import MpcflError
 from mpcfl.net.roster import check_in
@@ -26,7 +27,13 @@ from mpcfl.report.checkpoint import (
     stored_checkpoint,
 )
 from mpcfl.report.run_folder import RunFolder
-from mpcfl.report.run_record import RunRecord, read_rounds, replace_rounds, round_lines
+from mpcfl.report.run_record import (
+    RoundRecord,
+    RunRecord,
+    read_rounds,
+    replace_rounds,
+    round_lines,
+)
 
 _FINISHED = Format(Kind.FINISHED, finished=FLAG)
 _CHECKPOINT = Format(Kind.CHECKPOINT, kept=FLAG, next_round=U64)
@@ -44,6 +51,8 @@ def agree_on_checkpoint(
             those of two hosts are of different runs.
     """
     transport, folder = connection.transport, place.folder
+    begun, error = attempt(lambda: _run_of(folder))
+    check_in(transport, connection.names, {"checkpoint": begun or ""}, error)
     if not place.is_shared_by_all:
         _bring_up_to_date(place, connection)
 
@@ -75,9 +84,19 @@ def agree_on_beginning(rank: Rank, place: RunPlace, connection: Connection) -> N
     From here on the run can be resumed: every ledger is there, and every party remembers all.
     """
     error: MpcflError | None = None
+
+    def begin() -> None:
+        place.folder.run_id.write_text(connection.view.run_id + "\n", encoding="utf-8")
+        save_checkpoint(place.folder.checkpoint, rank.public, 0)
+
     if connection.number in place.keepers and not rank.resumed:
-        _, error = attempt(lambda: save_checkpoint(place.folder.checkpoint, rank.public, 0))
+        _, error = attempt(begin)
     check_in(connection.transport, connection.names, {}, error)
+
+
+def _run_of(folder: RunFolder) -> str:
+    """Return which run a folder is of; two runs of one job must not be mixed."""
+    return folder.run_id.read_text(encoding="utf-8").strip() if folder.run_id.exists() else ""
 
 
 def _finished(rank: Rank, folder: RunFolder) -> Ended | None:
@@ -128,8 +147,12 @@ def _bring_up_to_date(place: RunPlace, connection: Connection) -> None:
         takers=tuple(seat for seat, known in rounds.items() if known < newest),
         next_round=newest,
     )
-    if own == delivery.giver:
-        _give(place.folder, transport, delivery)
+    ready, error = (
+        attempt(lambda: _ready(place.folder, newest)) if own == delivery.giver else (None, None)
+    )
+    check_in(transport, connection.names, {}, error)
+    if ready is not None:
+        _give(ready, transport, delivery.takers)
     _, error = (
         attempt(lambda: _take(place.folder, transport, delivery))
         if own in delivery.takers
@@ -138,20 +161,30 @@ def _bring_up_to_date(place: RunPlace, connection: Connection) -> None:
     check_in(transport, connection.names, {}, error)
 
 
-def _give(folder: RunFolder, transport: Transport, delivery: _Delivery) -> None:
-    known = read_rounds(folder.rounds_jsonl, delivery.next_round)
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What a giver sends: a file, and two texts."""
+
+    vectors: Path
+    rounds: str
+    facts: str
+
+
+def _ready(folder: RunFolder, newest: int) -> _Ready:
+    known = read_rounds(folder.rounds_jsonl, newest)
     # How long this party took, and how much memory, is its own affair.
     public = [replace(record, seconds={}, peak_rss_bytes=0) for record in known]
     vectors, facts = stored_checkpoint(folder.checkpoint)
-    with vectors.open("rb") as stream:
-        _send(transport, delivery.takers, iter(lambda: stream.read(_PART_BYTES), b""))
-    for text in (round_lines(public), facts.read_text(encoding="utf-8")):
+    return _Ready(vectors, round_lines(public), facts.read_text(encoding="utf-8"))
+
+
+def _give(ready: _Ready, transport: Transport, takers: tuple[int, ...]) -> None:
+    with ready.vectors.open("rb") as stream:
+        _send(transport, takers, iter(lambda: stream.read(_PART_BYTES), b""))
+    for text in (ready.rounds, ready.facts):
         content = text.encode()
-        _send(
-            transport,
-            delivery.takers,
-            (content[at : at + _PART_BYTES] for at in range(0, len(content), _PART_BYTES)),
-        )
+        parts = (content[at : at + _PART_BYTES] for at in range(0, len(content), _PART_BYTES))
+        _send(transport, takers, parts)
 
 
 def _send(transport: Transport, takers: tuple[int, ...], parts: Iterator[bytes]) -> None:
@@ -171,15 +204,26 @@ def _receive(transport: Transport, giver: int) -> Iterator[bytes]:
 
 def _take(folder: RunFolder, transport: Transport, delivery: _Delivery) -> None:
     """Put another party's checkpoint in the place of this one's, the rounds that lack included."""
-    own = read_rounds(folder.rounds_jsonl, delivery.next_round)
-    with incoming_checkpoint(folder.checkpoint, delivery.next_round) as incoming:
-        for content in _receive(transport, delivery.giver):
-            incoming.vectors.write(content)
-        lines = b"".join(_receive(transport, delivery.giver)).decode()
-        incoming.facts = b"".join(_receive(transport, delivery.giver)).decode()
+    vectors, rounds, facts = (_receive(transport, delivery.giver) for _ in range(3))
+    try:
+        own = read_rounds(folder.rounds_jsonl, delivery.next_round)
+        with incoming_checkpoint(folder.checkpoint, delivery.next_round) as incoming:
+            for content in vectors:
+                incoming.vectors.write(content)
+            lines = b"".join(rounds).decode()
+            incoming.facts = b"".join(facts).decode()
+    finally:
+        # Whatever failed here, the giver sends all of it.
+        for left in (vectors, rounds, facts):
+            for _ in left:
+                pass
+    _add_rounds(folder, lines, own, delivery.next_round)
+
+
+def _add_rounds(folder: RunFolder, lines: str, own: Sequence[RoundRecord], next_round: int) -> None:
     told = folder.checkpoint / "told-rounds.jsonl"
     told.write_text(lines, encoding="utf-8")
-    rounds = {record.round: record for record in read_rounds(told, delivery.next_round)}
+    rounds = {record.round: record for record in read_rounds(told, next_round)}
     told.unlink()
     rounds |= {record.round: record for record in own}
     replace_rounds(folder.rounds_jsonl, [rounds[number] for number in sorted(rounds)])

@@ -86,7 +86,8 @@ class RoundDone:
         if self.epsilon is not None:
             parts.append(f"epsilon {self.epsilon:.4f} of {self.epsilon_planned:g}")
         parts += [f"{name} {figure(value)}" for name, value in self.metrics.items()]
-        parts.append(f"{sum(self.seconds.values()):.2f} s")
+        if self.seconds:
+            parts.append(f"{sum(self.seconds.values()):.2f} s")
         parts.append(f"{bytes_text(self.bytes_sent)} sent")
         return "  ".join(parts)
 

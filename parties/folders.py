@@ -33,8 +33,8 @@ from mpcfl.report.run_folder import RunFolder, RunLock, fresh_run_path, open_run
 _FOLDER = Format(Kind.FOLDER, path=blob(1 << 16), name=text(1 << 10), mark=text(64))
 _PLACED = Format(Kind.PLACED, placed=FLAG)
 _MARK_BYTES = 16
-# A folder, and its lock at the party that keeps it.
-_Taken: TypeAlias = tuple[RunFolder, RunLock | None]
+# A folder, and at the party that keeps it its lock and the mark.
+_Taken: TypeAlias = tuple[RunFolder, RunLock | None, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def agree_on_folder(options: Namespace, rank: Rank, connection: Connection) -> R
         for seat, answer in enumerate(placed):
             if _PLACED.decode(answer)["placed"]:
                 homes.setdefault(seat, keeper)
-    folder, lock = present(own)
+    folder, lock, _ = present(own)
     home = [connection.members[seat] for seat in homes if homes[seat] == homes[transport.rank]]
     keepers = sorted({connection.members[keeper] for keeper in homes.values()})
     return RunPlace(folder, tuple(sorted(home)), tuple(keepers), lock)
@@ -101,15 +101,22 @@ def _claim(path: Path, options: Namespace, rank: Rank) -> Callable[[], _Taken]:
 
     def claim() -> _Taken:
         if options.resume is not None:
-            require_kept_key(RunFolder(path), rank.key)
-            _require_party_file(RunFolder(path), rank)
-            return RunFolder(path), RunLock(RunFolder(path))
-        folder = open_run_folder(path)
-        keep_key(folder, rank.key)
-        if rank.own is not None:
-            folder.party_files_note.write_text("These parties know each other by party files.\n")
-        _write_job(folder, rank.public.job)
-        return folder, RunLock(folder)
+            folder = RunFolder(path)
+            require_kept_key(folder, rank.key)
+            _require_party_file(folder, rank)
+        else:
+            folder = open_run_folder(path)
+            keep_key(folder, rank.key)
+            if rank.own is not None:
+                folder.party_files_note.write_text(
+                    "These parties know each other by party files.\n"
+                )
+            _write_job(folder, rank.public.job)
+        lock = RunLock(folder)
+        # A name that nobody can guess.
+        mark = f".{secrets.token_hex(_MARK_BYTES)}"
+        (folder.path / mark).touch()
+        return folder, lock, mark
 
     return claim
 
@@ -133,16 +140,15 @@ def _write_job(folder: RunFolder, job: Job) -> None:
 
 @contextmanager
 def _marked(made: _Taken | None) -> Iterator[str]:
-    """Leave a file whose name nobody can guess in a folder until everybody has looked."""
+    """Give the mark in a folder; it is gone once everybody has looked."""
     if made is None:
         yield ""
         return
-    mark = made[0].path / f".{secrets.token_hex(_MARK_BYTES)}"
-    mark.touch()
+    folder, _, mark = made
     try:
-        yield mark.name
+        yield mark
     finally:
-        mark.unlink(missing_ok=True)
+        (folder.path / mark).unlink(missing_ok=True)
 
 
 def _path_bytes(made: _Taken | None) -> bytes:
@@ -152,9 +158,11 @@ def _path_bytes(made: _Taken | None) -> bytes:
 def _found(told: Mapping[str, Any], asked: Path | None) -> _Taken | None:
     """Return the keeper's folder if it is there on this host as well, and is the one asked for."""
     path = Path(os.fsdecode(told["path"]))
-    is_asked = asked is None or asked.resolve() == path
-    is_there = (path / _plain(told["mark"])).is_file()
-    return (RunFolder(path), None) if is_asked and is_there else None
+    mark = _plain(told["mark"])
+    if asked is not None and asked.resolve() != path:
+        return None
+    # Unlike Path.is_file, False where this party may not look.
+    return (RunFolder(path), None, "") if os.path.isfile(path / mark) else None  # noqa: PTH113
 
 
 def _plain(name: str) -> str:

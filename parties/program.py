@@ -75,7 +75,7 @@ def run_rank(options: Namespace, transport: MpiTransport, tell: Callable[[Event]
             if options.resume is not None and agree_on_checkpoint(rank, place, connection, tell):
                 return RunEnd()
             open_ledgers(rank, connection, place.folder)
-            open_total_ledger(rank, connection)
+            open_total_ledger(rank, connection, place.folder)
             agree_on_beginning(rank, place, connection)
             serve_rounds(rank, place, connection, tell)
             seat = connection.transport.rank

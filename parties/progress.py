@@ -221,5 +221,8 @@ class Run:
                 last_parties=everybody if previous is None else previous.widest_roster,
                 require_own_place=self.connection.require_own_place,
                 has_lost=len(self.data_members) < len(everybody),
+                is_alone=self.place.is_shared_by_all,
+                speaks=self.speaks,
+                is_keeper=self.connection.number == self.place.sharers[0],
             )
             self.recorder = self.make_recorder(start)

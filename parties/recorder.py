@@ -82,12 +82,18 @@ class RecorderStart:
         last_parties: numbers of the data parties in the sum of the round before it.
         require_own_place: raises `LeftOut` if another party writes by now.
         has_lost: some data party is not there.
+        is_alone: no other host has a folder of its own, and a writer for it.
+        speaks: this party tells people how far the run is.
+        is_keeper: this process keeps other runs out of the folder from the beginning.
     """
 
     next_round: int
     last_parties: tuple[int, ...]
     require_own_place: Callable[[], None] = lambda: None
     has_lost: bool = False
+    is_alone: bool = True
+    speaks: bool = True
+    is_keeper: bool = True
 
 
 class Recorder:
@@ -115,7 +121,7 @@ class Recorder:
         # Once parties were lost, sums have the noise of fewer.
         self._has_lost = start.has_lost
         self._is_finished = False
-        self._lock = self._take_lock() if self._takes_over else None
+        self._lock = None if start.is_keeper else self._take_lock()
         if self._takes_over:
             # What is opened next needs a checkpoint of what was before it.
             self.applied(next_round)
@@ -163,7 +169,9 @@ class Recorder:
             budget=self._planned(),
         )
         tracking = Tracking(facts, lambda name, reason: self._tell(Untracked(name, reason)))
-        tracking.open(self._rank.trackers, self._rounds)
+        # A place outside of the run's folder may be one for all hosts: one of them feeds it.
+        mine = [c for c in self._rank.trackers if c.place is None or self._start.speaks]
+        tracking.open(mine, self._rounds)
         return tracking
 
     def applied(self, next_round: int) -> None:
@@ -206,7 +214,8 @@ class Recorder:
                 epsilon=self._spent(),
                 epsilon_planned=self._planned(),
                 metrics=self._metrics,
-                seconds=dict(meter.seconds),
+                # What is told reaches whoever started the run, perhaps on another party's host.
+                seconds=dict(meter.seconds) if self._start.is_alone else {},
                 bytes_sent=totals.bytes_sent,
             )
         )

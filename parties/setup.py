@@ -16,6 +16,7 @@ from mpcfl.dp.ledger import Budget, Ledger
 from mpcfl.dp.plan import View
 from mpcfl.errors import ConfigError, MpcflError
 from mpcfl.learn.block_cache import TellProgress, ignore_progress
+from mpcfl.learn.quiet import quiet_for
 from mpcfl.learn.registry import load_task
 from mpcfl.learn.task import Prepares, ReadsPartyData, Task
 from mpcfl.parties.key_share import NO_KEY_FILES, KeyFiles, backend_of
@@ -121,7 +122,9 @@ def make_rank(
     open_backend, key = backend_of(job, number, files)
     if number >= job.parties.count:
         return Rank(number, public, open_backend, None, key=key)
-    records = public.task.party_data(number, job.parties.count)
+    # What it prints would reach whoever started the run.
+    with quiet_for(job.privacy.unit):
+        records = public.task.party_data(number, job.parties.count)
     _check_records(job.task, records, public.task.test_data())
     exposed = job.aggregation.backend in INSECURE_BACKENDS
     view = View.OWN_SHARE if exposed else View.COALITION

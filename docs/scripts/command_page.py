@@ -13,7 +13,8 @@ _HEAD = """# The command line
 
 Every command takes `--json` (one JSON document on standard output, and nothing else there) and
 `--debug` (a traceback where an error is one sentence otherwise). The exit code is 0 only if the
-command did its work; errors go to standard error.
+command did its work; errors go to standard error. `mpcfl --install-completion` makes your shell
+complete jobs, backends, grids and the keys of `--set`.
 
 This page is written by `docs/scripts/command_page.py` from the program itself.
 """

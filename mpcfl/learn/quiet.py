@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+
+from mpcfl.config import Unit
 
 _STREAMS = ("stdout", "stderr")
 _own = threading.local()
@@ -34,6 +36,11 @@ class _Curtain:
             return len(text)
         written: int = self.stream.write(text)
         return written
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each line, or say so."""
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -74,3 +81,8 @@ def _open() -> None:
             if getattr(sys, name) is curtain:
                 setattr(sys, name, curtain.stream)
         _curtains.clear()
+
+
+def quiet_for(unit: Unit) -> AbstractContextManager[None]:
+    """Return what mutes a task's code on private records, in a job that hides a unit."""
+    return nullcontext() if unit is Unit.NONE else muted()

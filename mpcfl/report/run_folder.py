@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "threshold-key.txt"
 
     @property
+    def run_id(self) -> Path:
+        """Which run it is, as the parties agreed when it began; equal on all hosts."""
+        return self.path / "run-id.txt"
+
+    @property
     def party_files_note(self) -> Path:
         """Is there if the parties knew each other by their party files when the run began."""
         return self.path / "party-files.txt"

@@ -1,8 +1,8 @@
 """Experiment trackers: a run's public figures in the stores that other tools read.
 
 A tracker gets what `run.json` has and nothing else: what was spent, the public metrics, the
-seconds of each stage, bytes, and the job. Nothing of a single party goes there, not even names:
-of the parties a round only says how many there were.
+seconds of each stage at the party that writes, bytes, and the job. Nothing else of a single party
+goes there, not even names: of the parties a round only says how many there were.
 
 `rounds.jsonl` is the truth. Whoever opens a tracker brings its store up to date with it, so that
 runs that are resumed, and writers that take over from others, need nothing more. A tracker that

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import types
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from mpcfl.learn.model import initial_model
 from mpcfl.learn.quiet import muted
 from mpcfl.learn.task import Task, TrainsItself
 from mpcfl.learn.train import check_local_update, local_update, local_update_or_nan
-from mpcfl.round import public_state, run_rounds
+from mpcfl.net.meter import Meter
+from mpcfl.parties.setup import make_rank
+from mpcfl.round import protected_sum, public_state, run_rounds
+from mpcfl.secagg.base import SumId
 
 N_PARTIES = 3
 TRAINING = TrainingTable(rounds=1)
@@ -234,3 +238,62 @@ def test_a_stream_that_was_put_there_meanwhile_stays(monkeypatch: pytest.MonkeyP
     with muted():
         sys.stdout = other
     assert sys.stdout is other
+
+
+def test_lines_that_are_written_at_once_are_not_heard_either(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with muted():
+        sys.stdout.writelines(["sec", "ret\n"])
+        sys.stderr.writelines(["secret\n"])
+    heard = capsys.readouterr()
+    assert heard.out == heard.err == ""
+
+
+class Talks:
+    """Says what it sees of its records, wherever it is asked."""
+
+    def model(self) -> nn.Module:
+        return nn.Linear(2, 1)
+
+    def party_data(self, party: int, n_parties: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = torch.arange(8.0).reshape(4, 2) / 8
+        print(f"party {party} has {len(inputs)} patients")
+        return inputs, inputs.sum(dim=1, keepdim=True)
+
+    def test_data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = torch.ones(2, 2)
+        return inputs, inputs.sum(dim=1, keepdim=True)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        print("a record of", tuple(targets.shape))
+        return nn.functional.mse_loss(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_heard"), [("record", False), ("party", False), ("none", True)]
+)
+def test_what_a_task_prints_of_private_records_stays_at_the_party(
+    capsys: pytest.CaptureFixture[str], unit: str, is_heard: bool
+) -> None:
+    privacy: dict[str, object] = {"unit": unit}
+    if unit != "none":
+        privacy |= {"epsilon": 8.0}
+    if unit == "record":
+        privacy |= {"records": 8, "sample_rate": 1.0}
+    document = {
+        "task": f"{__name__}:Talks",
+        "parties": {"count": 2},
+        "privacy": privacy,
+        "training": {"rounds": 1},
+        "aggregation": {"backend": "plain" if unit == "none" else "ring"},
+    }
+    job = parse_job(document, "inline")
+    rank = make_rank(job, 0, task=Talks())
+    assert ("patients" in capsys.readouterr().out) is is_heard
+    assert rank.party is not None
+    secure = types.SimpleNamespace(
+        protect=lambda levels, _: levels, aggregate=lambda x: x, open=lambda x: x
+    )
+    protected_sum(rank.public, rank.party, secure, SumId(0), Meter())
+    assert ("a record of" in capsys.readouterr().out) is is_heard

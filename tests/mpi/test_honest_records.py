@@ -66,9 +66,9 @@ def test_a_run_whose_owner_goes_away_ends(
     number: signal.Signals, listening, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "mpcfl.launch", "run", "digits", "--out", str(out)]
+    command = [sys.executable, "-m", "mpcfl.launch", "run", "toy", "--out", str(out)]
     with subprocess.Popen(
-        [*command, "--set", "training.rounds=2000"],
+        [*command, "--set", "training.rounds=20000"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
@@ -81,9 +81,10 @@ def test_a_run_whose_owner_goes_away_ends(
         os.kill(launcher.pid, number)
         launcher.stdout.read()
     assert launcher.returncode == 130
-    lines = (out / "ledger" / "party-0.jsonl").read_text().count("\n")
+    rounds = out / "checkpoint" / "rounds.jsonl"
+    lines = rounds.read_text().count("\n")
     time.sleep(1.0)
-    assert (out / "ledger" / "party-0.jsonl").read_text().count("\n") == lines
+    assert rounds.read_text().count("\n") == lines
 
 
 def test_a_run_under_nohup_goes_on(tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
-    return job_run(tmp_path_factory.mktemp("digits"), "digits")
+def digits(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> JobRun:
+    return job_run(tmp_path_factory.mktemp("digits"), "digits", warm=warm)
 
 
 @pytest.fixture(scope="module")

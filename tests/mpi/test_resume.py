@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jobs import WarmServer, run_job
 
 from mpcfl.dp import gaussian_epsilon, verify_ledger
 from mpcfl.dp.chain import read_chain
@@ -129,15 +130,17 @@ Command = Callable[..., Any]
 class Trial:
     """A folder with the job, in which runs are started, killed and resumed."""
 
-    def __init__(self, folder: Path, mpirun: Command) -> None:
-        self.folder, self.out, self._mpirun = folder, folder / "out", mpirun
+    def __init__(self, folder: Path, warm: WarmServer) -> None:
+        self.folder, self.out, self._warm = folder, folder / "out", warm
         (folder / "watched_task.py").write_text(TASK)
         (folder / "doomed.py").write_text(DOOMED)
         (folder / "job.toml").write_text(JOB)
 
     def start(self, *, die: tuple[str, int, str, str] | None, resume: bool) -> Any:
         """Run all ranks, which die at (stage, round of this process, ranks, enter or leave)."""
-        done = self.run(("never", 0, "", "enter") if die is None else die, resume=resume)
+        fate = ("never", 0, "", "enter") if die is None else die
+        arguments = self.arguments(fate, resume=resume)
+        done = run_job(self._warm, 2, arguments, self.folder, deadline_s=150)
         # With fault tolerance mpirun itself ends well if all ranks were killed.
         assert resume or "watched_task" in done.stdout, done.stdout + done.stderr
         ended = "done: " in done.stdout or "nothing left to do" in done.stdout
@@ -145,10 +148,9 @@ class Trial:
         assert done.code == 0 or die is not None
         return done
 
-    def run(self, fate: tuple[str, int, str, str], *, resume: bool) -> Any:
+    def arguments(self, fate: tuple[str, int, str, str], *, resume: bool) -> list[object]:
         options = ["--resume", "out"] if resume else ["job.toml", "--out", "out"]
-        program = [self.folder / "doomed.py", *fate, *options, "--insecure"]
-        return self._mpirun(2, *program, timeout_s=150)
+        return [self.folder / "doomed.py", *fate, *options, "--insecure"]
 
     def epsilons(self) -> list[float]:
         """Verify every ledger against all heads; return what each has spent."""
@@ -164,8 +166,8 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path: Path, mpirun: Command) -> Trial:
-    return Trial(tmp_path, mpirun)
+def trial(tmp_path: Path, warm: WarmServer) -> Trial:
+    return Trial(tmp_path, warm)
 
 
 def test_a_run_killed_in_every_stage_goes_on_and_epsilon_only_grows(trial: Trial) -> None:
@@ -226,7 +228,7 @@ def test_a_run_that_lacks_budget_for_the_retry_stops_with_the_checkpoints_model(
 
 
 def test_a_retried_round_draws_again_and_is_charged_again(
-    trial: Trial, mpcfl_command: Command
+    trial: Trial, mpcfl_command: Command, mpirun: Command
 ) -> None:
     job = trial.folder / "job.toml"
     job.write_text(JOB.replace("rounds = 8", "rounds = 1"))
@@ -245,7 +247,7 @@ def test_a_retried_round_draws_again_and_is_charged_again(
     assert report.epsilon == pytest.approx(two, rel=1e-6)
     assert [entry["attempt"] for entry in trial.record()["rounds"]] == [1]
     assert_finished_is_left_alone(trial, mpcfl_command)
-    assert_cut_ledger_is_refused(trial)
+    assert_cut_ledger_is_refused(trial, mpirun)
 
 
 def assert_finished_is_left_alone(trial: Trial, mpcfl_command: Command) -> None:
@@ -256,7 +258,7 @@ def assert_finished_is_left_alone(trial: Trial, mpcfl_command: Command) -> None:
     assert contents(trial.out) == before
 
 
-def assert_cut_ledger_is_refused(trial: Trial) -> None:
+def assert_cut_ledger_is_refused(trial: Trial, mpirun: Command) -> None:
     """Ben's ledger is put back to an older state, and his own memory with it."""
     (trial.out / "run.json").unlink()
     ledger = trial.out / "ledger" / "party-1.jsonl"
@@ -268,7 +270,8 @@ def assert_cut_ledger_is_refused(trial: Trial) -> None:
     heads_path(ledger).unlink()
     SeenHeads(heads_path(ledger)).remember([mine, head])
     before = contents(trial.out)
-    done = trial.run(("never", 0, "", "enter"), resume=True)
+    # By real ranks, as it is their exit code that counts.
+    done = mpirun(2, *trial.arguments(("never", 0, "", "enter"), resume=True), timeout_s=150)
     assert done.code != 0
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("mpcfl: error: ")]
     for words in ("ben (rank 1)", "party-1.jsonl", "has 2 entries", "ada saw", "from a copy"):
@@ -281,7 +284,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_without_noise_a_resumed_run_ends_with_the_same_model(
-    tmp_path: Path, mpirun: Command, repository: Path
+    tmp_path: Path, warm: WarmServer, repository: Path
 ) -> None:
     """The server's moments and the order of the batches go on too, and so does an aggregator."""
     (tmp_path / "doomed.py").write_text(DOOMED)
@@ -290,7 +293,8 @@ def test_without_noise_a_resumed_run_ends_with_the_same_model(
     options = [part for change in changes for part in ("--set", change)]
 
     def run(n: int, fate: tuple[object, ...], *arguments: object) -> dict[str, Any] | None:
-        done = mpirun(n, tmp_path / "doomed.py", *fate, *arguments, timeout_s=150)
+        program = [tmp_path / "doomed.py", *fate, *arguments]
+        done = run_job(warm, n, program, tmp_path, deadline_s=150)
         assert "Traceback" not in done.stderr
         record = tmp_path / str(arguments[-1]) / "run.json"
         return json.loads(record.read_text()) if "done: " in done.stdout else None

@@ -74,7 +74,7 @@ def run_on_hosts(
             if resume and agree_on_checkpoint(rank, place, connection, events.append):
                 return
             open_ledgers(rank, connection, place.folder)
-            open_total_ledger(rank, connection)
+            open_total_ledger(rank, connection, place.folder)
             agree_on_beginning(rank, place, connection)
             network.in_rounds.add(seat)
             serve_rounds(rank, place, connection, events.append)

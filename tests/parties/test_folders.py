@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +73,8 @@ def test_every_host_has_the_model_the_record_and_its_own_ledger_only(tmp_path: P
         assert json.loads((path / "job.json").read_text())["parties"]["names"] == list(NAMES)
         ledgers = [file.name for file in (path / "ledger").glob("*.jsonl")]
         assert ledgers == [f"party-{number}.jsonl"]
-        assert [file.name for file in (path / "local").iterdir()] == [f"party-{number}.log"]
+        local = {file.name for file in (path / "local").iterdir()}
+        assert local == {f"party-{number}.log", f"party-{number}.ledger"}
         # Nothing that only served to find out who sees what.
         assert not [file for file in path.iterdir() if file.name.startswith(".")]
 
@@ -82,6 +85,8 @@ def test_one_party_tells_people_and_the_end_is_told_once_all_hosts_have_written(
     hosts = run_on_hosts(make_job(), own_paths(tmp_path))
     kinds = [type(event) for event in hosts.told[0]]
     assert kinds == [Started, *[RoundDone] * 4, Ended]
+    # Times of one party stay on its host; whoever started the run may be on another.
+    assert all(event.seconds == {} for event in hosts.told[0] if isinstance(event, RoundDone))
     assert [hosts.told[seat] for seat in (1, 2, 3)] == [[], [], []]
 
 
@@ -207,6 +212,48 @@ def test_a_host_whose_folder_is_gone_says_so(tmp_path: Path) -> None:
     hosts = run_on_hosts(job, paths, resume=True)
     assert len(hosts.errors) == 4
     assert all("dan" in str(error) for error in hosts.errors.values())
+
+
+def test_two_runs_of_one_job_are_not_mixed_and_neither_is_changed(tmp_path: Path) -> None:
+    one, other, job = own_paths(tmp_path / "one"), own_paths(tmp_path / "other"), make_job()
+    run_on_hosts(job, one, dies_at={0: 40})
+    run_on_hosts(job, other, dies_at={0: 70})
+    files = [path for path in tmp_path.rglob("checkpoint/*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    mixed = run_on_hosts(job, [other[0], *one[1:]], resume=True)
+    assert len(mixed.errors) == 4
+    assert all("the same copy of the run's folder" in str(e) for e in mixed.errors.values())
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_folder_that_this_party_may_not_look_into_is_not_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stat = os.stat
+
+    def forbidden(path: Any, *more: Any, **named: Any) -> os.stat_result:
+        if "secret" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *more, **named)
+
+    monkeypatch.setattr(os, "stat", forbidden)
+    told = {"path": os.fsencode(tmp_path / "secret"), "mark": ".1"}
+    assert folders._found(told, None) is None
+
+
+def test_an_error_while_a_checkpoint_travels_is_told_alike_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, job = own_paths(tmp_path), make_job()
+    run_on_hosts(job, paths, dies_at={0: 60})
+
+    def full(*_: object) -> None:
+        raise ConfigError("there is no space left; free space, then resume")
+
+    monkeypatch.setattr(checkpoints, "incoming_checkpoint", full)
+    hosts = run_on_hosts(job, paths, resume=True)
+    assert len(hosts.errors) == 4
+    assert all("ada" in str(e) and "free space" in str(e) for e in hosts.errors.values())
 
 
 def test_a_run_that_was_begun_with_party_files_is_not_resumed_without(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mpcfl.errors import ConfigError, PartyNotReady
 from mpcfl.parties.events import RoundDone, Stopped
 from mpcfl.parties.party_file import OwnLedger, PartyFile
 from mpcfl.parties.setup import located_task
+from mpcfl.parties.total_ledger import _remembered
 from mpcfl.report.run_folder import RunFolder
 from mpcfl.report.run_record import RunRecord
 
@@ -30,7 +32,9 @@ pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def make_job(rounds: int = 3, unit: str = "record") -> Job:
-    privacy = {"unit": unit, "epsilon": 4.0, "delta": DELTA}
+    privacy: dict[str, object] = {"unit": unit}
+    if unit != "none":
+        privacy |= {"epsilon": 4.0, "delta": DELTA}
     if unit == "record":
         privacy |= {"records": 12, "sample_rate": 0.5}
     return parse_job(
@@ -86,8 +90,9 @@ def test_runs_in_new_folders_add_up_and_the_own_budget_stops_the_one_that_would_
     # Two runs of epsilon 4 are no more than 5 together only if the second is cut short.
     stops = [event for event in second.told[0] if isinstance(event, Stopped)]
     assert len(stops) == 1
-    assert "in all runs" in stops[0].line()
-    assert "its own budget of 5.0000" in stops[0].line()
+    assert "what a party allows for its data set over all of its runs" in stops[0].line()
+    # How much that is, and what is spent of it, is nobody else's affair.
+    assert "5" not in stops[0].line()
     done = [event for event in second.told[0] if isinstance(event, RoundDone)]
     assert 0 < len(done) < 3
     assert first < clinics.spent("ben") <= 5.0
@@ -157,15 +162,61 @@ def test_a_total_budget_that_was_raised_is_refused(tmp_path: Path) -> None:
     clinics.owns[0] = own_file(tmp_path, "ada", 50.0)
     errors = clinics.run("two").errors
     assert len(errors) == 3
-    assert all("this ledger has budget" in str(error) for error in errors.values())
+    for error in errors.values():
+        assert "begun with another budget than [ledger] of the party file has now" in str(error)
+        assert "50" not in str(error)
 
 
-def test_each_privacy_unit_has_a_ledger(tmp_path: Path) -> None:
+def test_one_budget_is_not_spent_again_under_another_privacy_unit(tmp_path: Path) -> None:
     clinics = Clinics(tmp_path, (100.0, None, None))
     clinics.run("one")
-    assert clinics.run("two", make_job(unit="party")).errors == {}
-    assert clinics.ledger("ada", "record").exists()
-    assert clinics.ledger("ada", "party").exists()
+    errors = clinics.run("two", make_job(unit="party")).errors
+    assert len(errors) == 3
+    assert all("was charged per record before" in str(error) for error in errors.values())
+    assert not clinics.ledger("ada", "party").exists()
+
+
+def test_a_job_without_privacy_is_refused_where_a_party_counts_what_it_spends(
+    tmp_path: Path,
+) -> None:
+    clinics = Clinics(tmp_path, (100.0, None, None))
+    errors = clinics.run("one", make_job(unit="none")).errors
+    assert len(errors) == 3
+    assert all("asks for no privacy: it would spend" in str(e) for e in errors.values())
+
+
+@pytest.mark.parametrize("later", ["none", "another"])
+def test_a_run_goes_on_in_the_ledger_that_it_was_begun_with(tmp_path: Path, later: str) -> None:
+    clinics, paths = Clinics(tmp_path, (100.0, None, None)), [tmp_path / "one"] * 3
+    run_on_hosts(make_job(), paths, owns=clinics.owns, dies_at={1: 60})
+    other = OwnLedger(tmp_path / "ada", "other", Budget(100.0, DELTA))
+    own = own_file(tmp_path, "ada", 100.0)
+    clinics.owns[0] = replace(own, ledger=None if later == "none" else other)
+    errors = run_on_hosts(make_job(), paths, owns=clinics.owns, resume=True).errors
+    assert len(errors) == 3
+    assert all("begun with another [ledger]" in str(error) for error in errors.values())
+
+
+def test_a_peer_remembers_a_ledger_also_when_it_trains_on_other_data(tmp_path: Path) -> None:
+    clinics = Clinics(tmp_path, (100.0, 100.0, None))
+    clinics.run("one")
+    path = clinics.ledger("ada")
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
+    heads_path(path).unlink()
+    beds = OwnLedger(tmp_path / "ben", "beds", Budget(100.0, DELTA))
+    clinics.owns[1] = replace(own_file(tmp_path, "ben", 1.0), ledger=beds)
+    errors = clinics.run("two").errors
+    assert len(errors) == 3
+    assert all("that ben saw" in str(error) for error in errors.values())
+
+
+def test_what_was_seen_in_runs_with_others_is_not_told(tmp_path: Path) -> None:
+    clinics = Clinics(tmp_path, (100.0, 100.0, None))
+    clinics.run("one")
+    told = _remembered(tmp_path / "ben", ("ben", "eve"))
+    assert {head.identity for head in told} == {"ben/wards/record"}
+    everything = _remembered(tmp_path / "ben", NAMES)
+    assert {head.identity for head in everything} == {"ada/wards/record", "ben/wards/record"}
 
 
 def test_a_party_learns_from_its_own_log_what_it_has_spent(tmp_path: Path) -> None:
