@@ -237,7 +237,7 @@ def test_run_json_has_the_agreed_keys(digits: JobRun) -> None:
 
 def test_run_json_says_what_was_run(digits: JobRun) -> None:
     record = digits.record
-    assert (record["backend"], record["parties"], record["dim"]) == ("crypten", 4, 650)
+    assert (record["backend"], record["parties"], record["dim"]) == ("ring", 4, 650)
     assert record["job"]["task"] == "digits"
     assert (record["privacy"]["unit"], record["privacy"]["delta"]) == ("record", 1e-5)
     assert len({entry["round"] for entry in record["rounds"]}) == 60
