@@ -49,7 +49,7 @@ run-tests: setup
 	@mkdir -p build
 	@# Tests that start MPI jobs wait a lot: two files at a time, beside all others, which only take
 	@# what is left.
-	@nice -n 10 $(PYTEST) -m "not mpi" -n 2 --dist loadfile > build/tests.log 2>&1 & others=$$!; \
+	@nice -n 5 $(PYTEST) -m "not mpi" > build/tests.log 2>&1 & others=$$!; \
 	$(PYTEST) -m mpi -n 2 --dist loadfile; with_mpi=$$?; \
 	wait $$others; without=$$?; \
 	cat build/tests.log; \
